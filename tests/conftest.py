@@ -30,5 +30,7 @@ def shared_dir() -> Path:
     named = os.environ.get("SAGA_SHARED")
     folder = Path(named) if named else PROJECT.parent / "shared"
     if not (folder / "traces").is_dir():
-        pytest.skip(f"no recorded traces: {folder}/traces is not there (set SAGA_SHARED to the folder that holds traces/)")
+        pytest.skip(
+            f"no recorded traces: {folder}/traces is not there (set SAGA_SHARED to the folder that holds traces/)"
+        )
     return folder

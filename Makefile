@@ -1,0 +1,51 @@
+# One command each: `make demo` shows what SAGA does, `make test` proves it, `make check` is for while you write.
+# All of them set up their own environment in .venv first; pip's own settings (PIP_INDEX_URL, ...) are honoured.
+
+.DEFAULT_GOAL := help
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+JOBS   ?= 2
+SHARED ?= $(wildcard ../shared)
+
+# The first Python >= 3.11 there is; `make PYTHON=/path/to/python ...` chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo check lint fast test format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## Make .venv with the exact versions of constraints.txt
+
+$(READY): constraints.txt pyproject.toml src/saga/__init__.py
+	@test -n "$(PYTHON)" || { echo "SAGA needs Python 3.11 or newer; none found. Set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Setting up $(VENV) ..."; $(PYTHON) -m venv --clear $(VENV); }
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -r constraints.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## Compare plain prefix caching with SAGA on four workloads; writes out/demo.html (about 2 minutes)
+	@$(BIN)/saga demo --jobs $(JOBS) $(if $(SHARED),--shared $(SHARED))
+
+lint: $(READY)  ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
+	@$(BIN)/mypy --strict src
+	@$(BIN)/lint-imports --no-logo
+
+fast: $(READY)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
+
+check: lint fast  ## lint and the fast tests, in seconds
+
+test: lint  ## lint and the whole test-suite
+	@$(BIN)/python -m pytest -q -n $(JOBS)
+
+format: $(READY)  ## Let ruff format and fix what it can
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+clean:  ## Remove everything that make made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis out build dist
