@@ -44,3 +44,110 @@ class CacheOwner:
         self.context_tokens = 0
         self.capacity_tokens = capacity_tokens
         self.task_arrival_s = task_arrival_s
+
+
+class SessionView:
+    """What a routing, ordering or admission policy may know about a session with a step at hand.
+
+    Times in seconds, amounts in tokens. `home` is the worker that holds its prefix ("" for none), of which
+    `home_tokens` are on the device and `home_host_tokens` more in its host tier. attained_s: device seconds
+    its *task* has received. remaining_steps, remaining_tokens: forecasts. `preempted`: its last attempt was lost.
+    """
+
+    __slots__ = (
+        "attained_s",
+        "context_tokens",
+        "deadline_s",
+        "home",
+        "home_host_tokens",
+        "home_tokens",
+        "preempted",
+        "prompt_tokens",
+        "remaining_steps",
+        "remaining_tokens",
+        "session",
+        "step_arrival_s",
+        "steps_done",
+        "task",
+        "task_arrival_s",
+        "tenant",
+    )
+
+    def __init__(self, session: str, task: str, tenant: str, task_arrival_s: float) -> None:
+        self.session = session
+        self.task = task
+        self.tenant = tenant
+        self.task_arrival_s = task_arrival_s
+        self.step_arrival_s = task_arrival_s
+        self.steps_done = 0
+        self.prompt_tokens = 0
+        self.context_tokens = 0
+        self.home = ""
+        self.home_tokens = 0
+        self.home_host_tokens = 0
+        self.attained_s = 0.0
+        self.remaining_steps = 0.0
+        self.remaining_tokens = 0.0
+        self.deadline_s: float | None = None
+        self.preempted = False
+
+
+class WorkerView:
+    """What a routing or admission policy may know about a worker.
+
+    kv_tokens, host_kv_tokens: capacities. active_tokens: contexts of sessions that hold a reservation, what they
+    share counted once; reserved_tokens: the same plus their expected growth; live_tokens: contexts of all sessions at home
+    here that have not ended; num_live, num_active: their numbers; num_running: steps dispatched and not
+    finished; kv_used_tokens: what the worker itself reported last.
+    """
+
+    __slots__ = (
+        "active_tokens",
+        "block_tokens",
+        "draining",
+        "host_kv_tokens",
+        "index",
+        "kv_tokens",
+        "kv_used_tokens",
+        "live_tokens",
+        "load_tokens_per_s",
+        "max_running",
+        "move_tokens_per_s",
+        "num_active",
+        "num_live",
+        "num_running",
+        "prefill_tokens_per_s",
+        "reserved_tokens",
+        "worker",
+    )
+
+    def __init__(self, worker: str, index: int, kv_tokens: int) -> None:
+        self.worker = worker
+        self.index = index
+        self.kv_tokens = kv_tokens
+        self.host_kv_tokens = 0
+        self.block_tokens = 16
+        self.max_running = 256
+        self.prefill_tokens_per_s = 5_000.0
+        self.load_tokens_per_s = 0.0
+        self.move_tokens_per_s = 0.0
+        self.active_tokens = 0
+        self.reserved_tokens = 0.0
+        self.live_tokens = 0
+        self.kv_used_tokens = 0
+        self.num_live = 0
+        self.num_active = 0
+        self.num_running = 0
+        self.draining = False
+
+
+class TenantView:
+    """What a fairness policy may know about a tenant: device seconds attained, its weight, open sessions."""
+
+    __slots__ = ("attained_s", "num_sessions", "tenant", "weight")
+
+    def __init__(self, tenant: str, weight: float = 1.0) -> None:
+        self.tenant = tenant
+        self.weight = weight
+        self.attained_s = 0.0
+        self.num_sessions = 0

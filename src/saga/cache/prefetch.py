@@ -1,0 +1,37 @@
+"""Prefetch: bring a prefix back from the host tier before its session returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from saga.workflow.gaps import GapModel
+
+
+class Prefetching(Protocol):
+    """A frozen dataclass that says when to begin, if at all."""
+
+    def begin_s(self, gap: GapModel, waited_s: float, confidence: float) -> float | None:
+        """Seconds after the start of the gap at which to begin; None: not at all."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoPrefetch:
+    """Prefixes come back when they are asked for."""
+
+    def begin_s(self, gap: GapModel, waited_s: float, confidence: float) -> float | None:
+        """None."""
+        return None
+
+
+@dataclass(frozen=True)
+class BeforeReturn:
+    """At the given quantile of the time that the gap still has, if the forecast is sure enough (paper: theta_conf 0.7)."""
+
+    quantile: float = 0.25
+    min_confidence: float = 0.7
+
+    def begin_s(self, gap: GapModel, waited_s: float, confidence: float) -> float | None:
+        """Seconds from the start of the gap, at least `waited_s`."""
+        return gap.quantile(self.quantile, waited_s) if confidence >= self.min_confidence else None

@@ -1,0 +1,120 @@
+"""Retention: how long a session keeps its reservation, and its prefix, while a tool runs.
+
+The question is the ski-rental one: memory held for a session that is away costs others their place, a prefix
+let go costs its regeneration. Policies refuse to know clocks, sessions and caches: numbers in, seconds out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
+from typing import NamedTuple, Protocol
+
+from saga.workflow.gaps import GapModel
+
+
+class GapFacts(NamedTuple):
+    """What is known when a gap begins.
+
+    gap: model of its length. continue_probability: that there is a next step at all. overlap: share of the
+    prefix that the next step will use. capacity_tokens: of the worker; return_tokens_per_s: rate at which a
+    lost prefix comes back (prefill, or the host link). pressure: share of the device that is spoken for, 0..1.
+    """
+
+    gap: GapModel
+    continue_probability: float
+    overlap: float
+    capacity_tokens: int
+    return_tokens_per_s: float
+    pressure: float
+
+
+class Retention(Protocol):
+    """A frozen dataclass with this one question."""
+
+    def hold_s(self, facts: GapFacts) -> float:
+        """Seconds from the start of the gap for which the session is held; 0 lets go at once, inf never."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoTtl:
+    """Nothing is held: stock engines."""
+
+    def hold_s(self, facts: GapFacts) -> float:
+        """0."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Forever:
+    """Held until the session ends; a baseline that shows what deadlines are worth."""
+
+    def hold_s(self, facts: GapFacts) -> float:
+        """inf."""
+        return inf
+
+
+@dataclass(frozen=True)
+class FixedTtl:
+    """The same time for everybody (prompt-cache style)."""
+
+    ttl_s: float = 90.0
+
+    def hold_s(self, facts: GapFacts) -> float:
+        """ttl_s."""
+        return self.ttl_s
+
+
+@dataclass(frozen=True)
+class P95Ttl:
+    """The paper's rule: p95 of the tool's log-normal latency, halved as pressure goes from soft to hard.
+
+    ttl = p95 x (1 - 0.5 x pressure), at most TTL_max; our reading of pressure: 0 below `soft`, 1 above `hard`.
+    """
+
+    quantile: float = 0.95
+    max_s: float = 300.0
+    soft: float = 0.7
+    hard: float = 0.9
+
+    def hold_s(self, facts: GapFacts) -> float:
+        """At most max_s."""
+        squeeze = min(1.0, max(0.0, (facts.pressure - self.soft) / (self.hard - self.soft)))
+        return min(self.max_s, facts.gap.quantile(self.quantile) * (1.0 - 0.5 * squeeze))
+
+
+@dataclass(frozen=True)
+class SkiRental:
+    """Hold for the T that minimises E[min(X, T)] + tau x P(T < X < inf), tau = overlap x C / R (POLICY item 2).
+
+    X is the forecast gap, infinite with probability 1 - continue_probability (then nothing is ever regenerated).
+    Holding c of C tokens for t seconds costs others t x c / C of the device; bringing them back takes overlap x c / R
+    seconds of all of it; c cancels. max_s bounds what a reservation may cost others (fairness).
+    """
+
+    max_s: float = 600.0
+
+    def hold_s(self, facts: GapFacts) -> float:
+        """Seconds, 0..max_s. O(bins of the gap model), memoised while the model changes little."""
+        tau_s = facts.overlap * facts.capacity_tokens / facts.return_tokens_per_s
+        rounded_tau_s = float(f"{tau_s:.2g}")
+        probability = round(facts.continue_probability, 2)
+        return min(self.max_s, _best_hold_s(facts.gap, facts.gap.version >> 4, rounded_tau_s, probability))
+
+
+@lru_cache(maxsize=4096)
+def _best_hold_s(gap: GapModel, age: int, tau_s: float, probability: float) -> float:
+    """The argmin over the bin edges of the gap's survival curve; `age` renews the memo as observations come in."""
+    edges, survival = gap.curve()
+    best_s, best_cost = 0.0, tau_s * probability
+    held_s, previous_s, previous_alive = 0.0, 0.0, 1.0
+    for edge_s, alive in zip(edges, survival, strict=True):
+        mean_alive = probability * 0.5 * (alive + previous_alive) + (1.0 - probability)
+        held_s += mean_alive * (edge_s - previous_s)
+        cost = held_s + tau_s * probability * alive
+        if cost < best_cost:
+            best_s, best_cost = edge_s, cost
+        previous_s, previous_alive = edge_s, alive
+    return best_s

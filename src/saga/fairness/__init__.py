@@ -1,0 +1,1 @@
+"""Who gets how much: admission to a worker's working set, shares of tenants, urgency of tasks."""

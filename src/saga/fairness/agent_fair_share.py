@@ -1,0 +1,64 @@
+"""Shares between tenants, and the paper's AFS urgency between tasks.
+
+`WeightedService` is what holds under overload (POLICY item 4); `AgentUrgency` is the paper's rule, to compare. Both
+refuse to know queues: they rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from saga.views import SessionView, TenantView
+
+
+class TenantShare(Protocol):
+    """Ranks tenants that have work waiting: the lowest rank is served next."""
+
+    def rank(self, tenant: TenantView) -> float:
+        """Lower is served next. O(1)."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoShares:
+    """Tenants are not told apart."""
+
+    def rank(self, tenant: TenantView) -> float:
+        """The same for all."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class WeightedService:
+    """Least attained device seconds per weight first (start-time fair: an idle tenant banks nothing)."""
+
+    def rank(self, tenant: TenantView) -> float:
+        """Attained device seconds / weight."""
+        return tenant.attained_s / tenant.weight
+
+
+@dataclass(frozen=True)
+class AgentUrgency:
+    """AFS: urgency = (W - S) / (deadline - t), most urgent first (paper section on Agent Fair Share).
+
+    W - S is read as the forecast remaining device seconds of the task (remaining steps x its mean step so far), the
+    deadline as `stretch` times the expected task time from its arrival unless the client named one. A task past its
+    deadline is as urgent as one that has `floor_s` left.
+    """
+
+    stretch: float = 1.5
+    floor_s: float = 1.0
+    step_s: float = 10.0
+    static: bool = False
+
+    def rank(self, session: SessionView, at_s: float) -> float:
+        """Minus the urgency (device seconds per second)."""
+        done = session.steps_done
+        elapsed_s = at_s - session.task_arrival_s
+        step_s = elapsed_s / done if done else self.step_s
+        remaining_work_s = session.remaining_steps * (session.attained_s / done if done else self.step_s)
+        deadline_s = session.deadline_s
+        if deadline_s is None:
+            deadline_s = session.task_arrival_s + self.stretch * step_s * (done + session.remaining_steps)
+        return -remaining_work_s / max(deadline_s - at_s, self.floor_s)

@@ -1,0 +1,26 @@
+"""Pickers: one worker out of those scored. Ties are ordered, never random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from saga.views import WorkerView
+
+
+class Picker(Protocol):
+    """A frozen dataclass that picks one of the scored workers."""
+
+    def pick(self, scored: Sequence[tuple[float, WorkerView]]) -> WorkerView:
+        """One of them; `scored` is not empty."""
+        ...
+
+
+@dataclass(frozen=True)
+class Best:
+    """The highest score; ties go to the worker that joined first."""
+
+    def pick(self, scored: Sequence[tuple[float, WorkerView]]) -> WorkerView:
+        """O(len(scored))."""
+        return max(scored, key=lambda pair: (pair[0], -pair[1].index))[1]

@@ -1,0 +1,38 @@
+"""A routing profile: filter -> score -> pick, composed of small policies with weights.
+
+A profile looks at the candidates it is given. With few workers these are all; in a large fleet the scheduler gives it
+a short list (home and the least loaded by `balance`), which keeps a decision O(1) in the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from saga.routing.filters import Filter, PromptFits, Serving
+from saga.routing.pickers import Best, Picker
+from saga.routing.scorers import Scorer
+from saga.views import SessionView, WorkerView
+
+Balance = Literal["calls", "sessions", "reserved"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """scorers: (policy, weight) pairs, summed. balance: what the short list of a large fleet is ordered by."""
+
+    name: str
+    scorers: tuple[tuple[Scorer, float], ...]
+    balance: Balance = "sessions"
+    filters: tuple[Filter, ...] = field(default=(Serving(), PromptFits()))
+    picker: Picker = field(default=Best())
+
+    def pick(self, session: SessionView, candidates: Iterable[WorkerView]) -> WorkerView | None:
+        """The best candidate, None if the filters leave nobody. O(candidates x scorers)."""
+        scored = [
+            (sum(weight * scorer.score(session, worker) for scorer, weight in self.scorers), worker)
+            for worker in candidates
+            if all(rule.keep(session, worker) for rule in self.filters)
+        ]
+        return self.picker.pick(scored) if scored else None

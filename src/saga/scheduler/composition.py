@@ -1,0 +1,74 @@
+"""A composition of policies: everything that makes one system differ from another.
+
+The scheduler reads the upper half, engines (modelled or real) the lower. It refuses to know names of systems: that is
+`saga.presets`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from saga.cache.eviction import EvictionPolicy
+from saga.cache.prefetch import NoPrefetch, Prefetching
+from saga.cache.prefix_lru import PrefixLru
+from saga.cache.tiers import HostTier, NoHostTier
+from saga.cache.ttl import NoTtl, Retention
+from saga.fairness.admission import Admission, OpenDoor
+from saga.fairness.agent_fair_share import NoShares, TenantShare
+from saga.ordering.fcfs import Fcfs
+from saga.ordering.order import Ordering
+from saga.routing.profile import Profile
+from saga.routing.stealing import NoStealing, Stealing
+
+
+@dataclass(frozen=True)
+class EngineRules:
+    """What the engine itself does: keep prefixes at all, in which order they leave, in which order calls are admitted.
+
+    queue: "fcfs" or "priority" (vLLM's --scheduling-policy). infinite_kv: the bound that nothing reaches.
+    """
+
+    prefix_caching: bool = True
+    eviction: EvictionPolicy = field(default=PrefixLru())
+    queue: Literal["fcfs", "priority"] = "fcfs"
+    infinite_kv: bool = False
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A system. name, description and source (paper, version) are for people; the rest are policies.
+
+    forecasts: whether any policy looks at forecasts; without, nothing is learned and nothing paid.
+    migrate: whether a session that moves takes its prefix along where that is cheaper than prefilling.
+    patience_s: how long a returning session waits for its home before it may go elsewhere.
+    home_share: part of its prompt that must be at home for home to be worth waiting for.
+    """
+
+    name: str
+    description: str
+    source: str
+    routing: Profile
+    admission: Admission = field(default=OpenDoor())
+    retention: Retention = field(default=NoTtl())
+    ordering: Ordering = field(default=Fcfs())
+    tenants: TenantShare = field(default=NoShares())
+    stealing: Stealing = field(default=NoStealing())
+    host_tier: HostTier = field(default=NoHostTier())
+    prefetching: Prefetching = field(default=NoPrefetch())
+    engine: EngineRules = field(default=EngineRules())
+    migrate: bool = False
+    forecasts: bool = False
+    patience_s: float = 20.0
+    home_share: float = 0.5
+    epoch_s: float = 0.1
+
+
+@dataclass(frozen=True)
+class Caps:
+    """Bounds on what the scheduler remembers; beyond them the least recently seen idle session ends."""
+
+    max_sessions: int = 250_000
+    idle_s: float = 7_200.0
+    max_waiting: int = 100_000
+    max_backlog: int = 64

@@ -1,0 +1,69 @@
+"""Pending deadlines of the scheduler, earliest first. Cancelled ones are skipped when their time comes."""
+
+from __future__ import annotations
+
+import heapq
+from enum import IntEnum
+from typing import TypeAlias
+
+from saga.scheduler.sessions import Session, State
+from saga.scheduler.workers import Worker
+
+
+class Due(IntEnum):
+    """What a deadline is for."""
+
+    HOLD = 0  # a reservation across a gap expires
+    ROAM = 1  # a returning session loses patience with its home
+    PREFETCH = 2  # its prefix is to come back
+    STEAL = 3  # a worker has been idle for long enough
+
+
+Subject: TypeAlias = "Session | Worker"
+
+
+class Deadlines:
+    """A heap of (time, sequence, what, whom); push O(log n), dead entries are pruned when they outnumber the rest."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Due, Subject]] = []
+        self._sequence = 0
+        self._prune_at = 1024
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, at_s: float, what: Due, whom: Subject) -> None:
+        """Remember a deadline. It counts only while `whom` still says the same time."""
+        self._sequence += 1
+        heapq.heappush(self._heap, (at_s, self._sequence, what, whom))
+        if len(self._heap) > self._prune_at:
+            self._heap = [entry for entry in self._heap if _valid(entry)]
+            heapq.heapify(self._heap)
+            self._prune_at = 1024 + 2 * len(self._heap)
+
+    def next_s(self) -> float | None:
+        """Time of the earliest valid deadline."""
+        heap = self._heap
+        while heap and not _valid(heap[0]):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def pop_due(self, at_s: float) -> tuple[Due, Subject] | None:
+        """The earliest valid deadline that is not after `at_s`."""
+        due_s = self.next_s()
+        if due_s is None or due_s > at_s:
+            return None
+        entry = heapq.heappop(self._heap)
+        return entry[2], entry[3]
+
+
+def _valid(entry: tuple[float, int, Due, Subject]) -> bool:
+    at_s, _, what, whom = entry
+    if isinstance(whom, Worker):
+        return not whom.lost and whom.idle_since_s is not None and whom.idle_since_s <= at_s
+    if what is Due.HOLD:
+        return whom.hold_until_s == at_s and whom.state is State.HELD
+    if what is Due.ROAM:
+        return whom.roam_at_s == at_s and whom.state is State.WAITING
+    return whom.prefetch_at_s == at_s and whom.state in (State.HELD, State.AWAY)

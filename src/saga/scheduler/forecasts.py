@@ -1,0 +1,91 @@
+"""What the scheduler asks of a workflow model, and the twin that learns nothing for systems that look at no forecast."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from saga.events import Hints
+from saga.workflow.forecast import Forecast
+from saga.workflow.gaps import GapModel
+from saga.workflow.model import Track
+
+
+class Forecaster(Protocol):
+    """The part of `workflow.model.WorkflowModel` that the scheduler uses."""
+
+    def open(self, workflow: str, hints: Hints | None = None) -> Track:
+        """Begin to follow a session."""
+        ...
+
+    def step_arrived(
+        self,
+        track: Track,
+        *,
+        gap_s: float | None,
+        gap_kind: str,
+        prompt_tokens: int,
+        common_tokens: int | None,
+        hints: Hints | None,
+    ) -> None:
+        """A gap is over: learn from it."""
+        ...
+
+    def step_finished(
+        self, track: Track, *, tool_calls: tuple[str, ...], output_tokens: int, prompt_tokens: int
+    ) -> None:
+        """A gap begins."""
+        ...
+
+    def session_ended(self, track: Track) -> None:
+        """No step follows."""
+        ...
+
+    def forecast(self, track: Track, waited_s: float = 0.0) -> Forecast:
+        """What is expected of the session."""
+        ...
+
+
+class NoForecasts:
+    """Expects nothing in particular of anybody. All operations O(1)."""
+
+    def __init__(self) -> None:
+        self._forecast = Forecast(
+            continue_probability=1.0,
+            gap=GapModel(),
+            expected_gap_s=0.0,
+            new_tokens=0.0,
+            output_tokens=0.0,
+            overlap=1.0,
+            remaining_steps=0.0,
+            remaining_tokens=0.0,
+            confidence=0.0,
+        )
+        self._track = Track.__new__(Track)
+
+    def open(self, workflow: str, hints: Hints | None = None) -> Track:
+        """One track for all: nothing is written to it."""
+        return self._track
+
+    def step_arrived(
+        self,
+        track: Track,
+        *,
+        gap_s: float | None,
+        gap_kind: str,
+        prompt_tokens: int,
+        common_tokens: int | None,
+        hints: Hints | None,
+    ) -> None:
+        """Nothing is learned."""
+
+    def step_finished(
+        self, track: Track, *, tool_calls: tuple[str, ...], output_tokens: int, prompt_tokens: int
+    ) -> None:
+        """Nothing is learned."""
+
+    def session_ended(self, track: Track) -> None:
+        """Nothing is learned."""
+
+    def forecast(self, track: Track, waited_s: float = 0.0) -> Forecast:
+        """The same for everybody."""
+        return self._forecast

@@ -1,0 +1,121 @@
+"""The scheduler's laws, numbered, with one check. Tests run it after every event; drivers may sample it live.
+
+1. Every live step has one session, which is WAITING or RUNNING with that step.
+2. A session's steps do not overlap: it is RUNNING on one worker or not at all.
+3. A worker's counts are those of its sessions: running, active, live.
+4. Its ledger is the sum over its sessions, what they share counted once.
+5. A reservation lies on a known worker, and is held across a gap only with a deadline ahead.
+6. Nothing points at a worker that is lost.
+7. Every waiting session is in a lane of the gate.
+8. The sums of open sessions per tenant and task are right; closed ones have left nothing behind.
+9. What is remembered is bounded by the caps.
+
+This module refuses to mend anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import isclose
+
+from saga.errors import InvariantViolated
+from saga.scheduler.scheduler import Scheduler
+from saga.scheduler.sessions import Session, State
+from saga.scheduler.workers import Worker
+
+
+def check(scheduler: Scheduler) -> None:
+    """Raise InvariantViolated with the number of the law that does not hold. O(sessions + workers)."""
+    _steps(scheduler)
+    for worker in scheduler.fleet:
+        _counts(scheduler, worker)
+        _ledger(worker)
+    for session in scheduler.sessions:
+        _reservation(scheduler, session)
+        _pointers(scheduler, session)
+    _gate(scheduler)
+    _sums(scheduler)
+    _caps(scheduler)
+
+
+def _law(number: int, holds: bool, what: str) -> None:
+    if not holds:
+        raise InvariantViolated(f"law {number}: {what}")
+
+
+def _steps(scheduler: Scheduler) -> None:
+    steps = scheduler.sessions.steps
+    for step, session in steps.items():
+        _law(1, session.step == step, f"step {step!r} is not the live step of {session.session!r}")
+        _law(1, session.state in (State.WAITING, State.RUNNING), f"step {step!r} is live while {session.state.name}")
+    for session in scheduler.sessions:
+        busy = session.state in (State.WAITING, State.RUNNING)
+        _law(2, busy == (session.step in steps), f"session {session.session!r} is {session.state.name}")
+
+
+def _counts(scheduler: Scheduler, worker: Worker) -> None:
+    name = worker.worker
+    running = sum(1 for s in scheduler.sessions if s.state is State.RUNNING and s.worker == name)
+    _law(3, running == worker.num_running, f"{name} counts {worker.num_running} running, {running} are")
+    _law(3, len(worker.active) == worker.num_active, f"{name} counts {worker.num_active} active")
+    _law(3, len(worker.residents) == worker.num_live, f"{name} counts {worker.num_live} live")
+    _law(3, len(worker.unstarted) <= worker.num_running, f"{name} has more unstarted than running steps")
+
+
+def _shared_once(sessions: list[tuple[str, int]]) -> int:
+    longest: dict[str, int] = {}
+    for prefix, tokens in sessions:
+        longest[prefix] = max(longest.get(prefix, 0), tokens)
+    return sum(longest.values())
+
+
+def _ledger(worker: Worker) -> None:
+    active = list(worker.active.values())
+    own = sum(s.own_tokens for s in active)
+    growth = sum(s.growth_tokens for s in active)
+    shared = worker.active_tokens - own
+    most = _shared_once([(s.prefix, s.prefix_tokens) for s in active if s.prefix])
+    _law(4, 0 <= shared <= most, f"{worker.worker} counts {shared} shared tokens of at most {most}")
+    _law(
+        4,
+        isclose(worker.reserved_tokens, worker.active_tokens + growth, rel_tol=1e-6, abs_tol=1.0),
+        f"{worker.worker} reserves {worker.reserved_tokens}, its sessions {worker.active_tokens + growth}",
+    )
+    residents = list(worker.residents.values())
+    live = sum(s.context_tokens - min(s.prefix_tokens, s.context_tokens) if s.prefix else s.context_tokens for s in residents)
+    live += _shared_once([(s.prefix, s.prefix_tokens) for s in residents if s.prefix])
+    _law(4, live == worker.live_tokens, f"{worker.worker} counts {worker.live_tokens} live tokens, there are {live}")
+
+
+def _reservation(scheduler: Scheduler, session: Session) -> None:
+    if session.reserved:
+        worker = scheduler.fleet.get(session.worker)
+        _law(5, worker is not None and session.session in worker.active, f"{session.session!r} holds a place nowhere")
+    if session.state is State.HELD:
+        _law(5, session.hold_until_s >= scheduler.now_s or scheduler.next_deadline_s() is not None, "a hold without end")
+
+
+def _pointers(scheduler: Scheduler, session: Session) -> None:
+    for name in (session.home, session.lives_at):
+        _law(6, not name or scheduler.fleet.get(name) is not None, f"{session.session!r} points at lost {name!r}")
+    if session.state is State.RUNNING:
+        _law(6, scheduler.fleet.get(session.worker) is not None, f"{session.session!r} runs on lost {session.worker!r}")
+
+
+def _gate(scheduler: Scheduler) -> None:
+    waiting = {s.session for s in scheduler.sessions if s.state is State.WAITING}
+    _law(7, scheduler.gate.waiting() == waiting, "the gate does not hold just those who wait")
+    _law(7, scheduler.gate.num_waiting == len(waiting), f"the gate counts {scheduler.gate.num_waiting}")
+
+
+def _sums(scheduler: Scheduler) -> None:
+    by_tenant = Counter(s.tenant for s in scheduler.sessions)
+    for tenant in scheduler.tenants.values():
+        _law(8, tenant.num_sessions == by_tenant[tenant.tenant], f"tenant {tenant.tenant!r} miscounts its sessions")
+    _law(8, scheduler.sessions.num_tasks == len({s.task for s in scheduler.sessions}), "a task outlives its sessions")
+
+
+def _caps(scheduler: Scheduler) -> None:
+    live = len(scheduler.sessions.steps)
+    _law(9, len(scheduler.sessions) <= max(scheduler.caps.max_sessions, live) + 1, "more sessions than the cap allows")
+    _law(9, len(scheduler.deadlines) <= 1024 + 8 * (len(scheduler.sessions) + len(scheduler.fleet)) + 1024, "deadlines pile up")

@@ -1,0 +1,718 @@
+"""The scheduler: one event in, commands out. All of SAGA's decisions are made here, and nowhere else.
+
+A step's way: `_begin` closes the session's gap (what was forecast is learned) -> `_enter` asks for a place
+(`fairness.admission`; one whose reservation still holds has it) or lets it wait at the `gate` in the order of
+`ordering` and of the tenants' shares -> `_place` picks the worker (`routing`) -> `_dispatch`. When it has finished,
+`_begin_gap` forecasts the return (`workflow`), decides how long its place is held (`cache.ttl`), and `_fill` gives free
+room to who waits.
+
+It refuses to know clocks (time arrives as `event.at_s`), transports, engines and presets: the same object runs behind
+the gateway, in the simulator and over a recorded log, and gives the same commands for the same events.
+
+Cost of one event, W workers, S sessions: O(log S) for deadlines and queues; O(1) in W (a short list instead of the
+fleet, above `_SHORT_LIST_FROM` workers); O(active sessions of one worker) when a session must be paused.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from math import inf, isfinite
+
+from saga import commands as do
+from saga import events as ev
+from saga.cache.ttl import GapFacts
+from saga.commands import Command, Standing
+from saga.errors import ProtocolError
+from saga.scheduler.composition import Caps, Composition
+from saga.scheduler.deadlines import Deadlines, Due
+from saga.scheduler.forecasts import Forecaster, NoForecasts
+from saga.scheduler.gate import ANYWHERE, Gate, precedes
+from saga.scheduler.least import LeastLoadedIndex
+from saga.scheduler.sessions import Did, Session, SessionTable, State
+from saga.scheduler.workers import Fleet, Worker
+from saga.views import TenantView
+from saga.workflow.forecast import Forecast
+from saga.workflow.model import WorkflowModel, WorkflowSettings
+
+_SHORT_LIST_FROM = 17
+_OUTPUT_COSTS_PREFILL_TOKENS = 8.0
+_PRIORITY_PER_RANK = 1_000.0
+_MAX_PRIORITY = 2**62
+
+
+class Scheduler:
+    """`handle` and `next_deadline_s` are the whole interface. Same events, same commands."""
+
+    def __init__(
+        self,
+        composition: Composition,
+        *,
+        caps: Caps | None = None,
+        weights: dict[str, float] | None = None,
+        workflow: WorkflowSettings | None = None,
+    ) -> None:
+        self.composition = composition
+        self.caps = caps or Caps()
+        self.sessions = SessionTable()
+        self.fleet = Fleet()
+        self.tenants: dict[str, TenantView] = {}
+        self.model: Forecaster = WorkflowModel(workflow) if composition.forecasts else NoForecasts()
+        self.gate = Gate(composition.tenants.rank, self.tenants)
+        self.deadlines = Deadlines()
+        self.now_s = -inf
+        self._weights = weights or {}
+        self._gates = composition.admission.gates
+        self._least = LeastLoadedIndex(composition.routing.balance)
+        self._out: list[Command] = []
+        self._roomier: dict[str, Worker] = {}
+        self._handlers: dict[type[ev.Event], Callable[..., None]] = {
+            ev.StepArrived: self._on_step_arrived,
+            ev.FirstToken: self._on_first_token,
+            ev.StepFinished: self._on_step_finished,
+            ev.StepFailed: self._on_step_failed,
+            ev.StepCancelled: self._on_step_cancelled,
+            ev.SessionEnded: self._on_session_ended,
+            ev.WorkerJoined: self._on_worker_joined,
+            ev.WorkerReported: self._on_worker_reported,
+            ev.WorkerDraining: self._on_worker_draining,
+            ev.WorkerLost: self._on_worker_lost,
+            ev.BlocksStored: self._on_residency,
+            ev.BlocksRemoved: self._on_residency,
+            ev.Tick: self._on_tick,
+        }
+
+    def handle(self, event: ev.Event) -> list[Command]:
+        """What follows from one fact. Raises ProtocolError for one that contradicts those before it."""
+        at_s = event.at_s
+        if not at_s >= self.now_s:
+            raise ProtocolError(f"at_s {at_s} is before {self.now_s}: time does not run back")
+        if not isfinite(at_s):
+            raise ProtocolError(f"at_s {at_s} is not a time; expected finite seconds")
+        self.now_s = at_s
+        self._out = []
+        self._handlers[type(event)](event)
+        while self._roomier:
+            self._fill(self._roomier.popitem()[1])
+        self._forget_idle()
+        return self._out
+
+    def next_deadline_s(self) -> float | None:
+        """When a Tick is due if nothing else happens; None if nothing is pending."""
+        return self.deadlines.next_s()
+
+    # ------------------------------------------------------------------ a step arrives
+
+    def _on_step_arrived(self, event: ev.StepArrived) -> None:
+        if event.step in self.sessions.steps:
+            raise ProtocolError(f"step {event.step!r} has arrived before and is not finished; step ids are unique")
+        session = self.sessions.get(event.session) or self._open(event)
+        if session.step:
+            self._queue_behind(session, event)
+        else:
+            self._begin(session, event)
+
+    def _open(self, event: ev.StepArrived) -> Session:
+        if event.prompt_tokens < 1:
+            raise ProtocolError(f"prompt_tokens {event.prompt_tokens} of step {event.step!r}: expected at least 1")
+        session = self.sessions.open(event, self.model.open(event.workflow, event.hints))
+        tenant = self.tenants.get(event.tenant)
+        if tenant is None:
+            tenant = self.tenants[event.tenant] = TenantView(event.tenant, self._weights.get(event.tenant, 1.0))
+        if tenant.num_sessions == 0:
+            self._catch_up(tenant)
+        tenant.num_sessions += 1
+        return session
+
+    def _catch_up(self, tenant: TenantView) -> None:
+        """An idle tenant banks nothing: it rejoins level with the least served of those at work. O(tenants)."""
+        busy = [other.attained_s / other.weight for other in self.tenants.values() if other.num_sessions]
+        if busy:
+            tenant.attained_s = max(tenant.attained_s, min(busy) * tenant.weight)
+
+    def _queue_behind(self, session: Session, event: ev.StepArrived) -> None:
+        """A session's steps do not overlap: a second one waits for the first (forks are sessions of their own)."""
+        if session.backlog is None:
+            session.backlog = deque()
+        if len(session.backlog) >= self.caps.max_backlog:
+            self._out.append(do.Reject(event.step, f"{len(session.backlog)} steps of this session wait already"))
+            return
+        session.backlog.append(event)
+        self._out.append(do.Hold(event.step, "an earlier step of the session is still live"))
+
+    def _begin(self, session: Session, event: ev.StepArrived) -> None:
+        at_s = self.now_s
+        away_since_s = session.away_since_s
+        self.model.step_arrived(
+            session.track,
+            gap_s=None if away_since_s is None else at_s - away_since_s,
+            gap_kind=event.gap_kind,
+            prompt_tokens=event.prompt_tokens,
+            common_tokens=event.common_tokens,
+            hints=event.hints,
+        )
+        self.sessions.seen(session, at_s)
+        self.sessions.steps[event.step] = session
+        session.step = event.step
+        session.arrived = event
+        session.step_arrival_s = at_s
+        session.prompt_tokens = event.prompt_tokens
+        if event.deadline_s is not None:
+            session.deadline_s = event.deadline_s
+        if event.common_tokens is not None:
+            session.home_tokens = min(session.home_tokens, event.common_tokens)
+            session.home_host_tokens = min(session.home_host_tokens, event.common_tokens)
+        if away_since_s is None and self.composition.forecasts:
+            self._note(session, self.model.forecast(session.track))
+        held = session.state is State.HELD
+        session.did(Did.ARRIVED)
+        if not self._gates:
+            self._send_at_once(session)
+        elif held and session.reserved:
+            self._resume(session)
+        else:
+            self._enter(session)
+
+    def _send_at_once(self, session: Session) -> None:
+        worker = self._place(session, self._candidates(session))
+        if worker is None:
+            self._wait(session, ANYWHERE, "no worker can take it now")
+        else:
+            self._dispatch(session, worker, self.composition.routing.name)
+
+    def _resume(self, session: Session) -> None:
+        worker = self.fleet.get(session.worker)
+        if worker is None or worker.draining or session.prompt_tokens >= worker.kv_tokens:
+            self._let_go(session)
+            self._enter(session)
+            return
+        self._reserve(session, worker)
+        self._dispatch(session, worker, "its place was kept across the gap")
+        self._pause_for_room(worker)
+
+    def _enter(self, session: Session) -> None:
+        """Ask for a place; wait at the gate where there is none, or where somebody is ahead."""
+        if not any(session.prompt_tokens < worker.kv_tokens for worker in self._candidates(session)) and len(self.fleet):
+            self._refuse(session, f"a prompt of {session.prompt_tokens} tokens fits no worker")
+            return
+        rank = self.composition.ordering.rank(session, self.now_s)
+        home = self._home(session)
+        if home is not None:
+            if not self._outranked(session, rank, home.worker) and self._fits(session, home):
+                self._admit(session, home, "its prefix is here and there is room")
+                return
+            session.roam_at_s = self.now_s + self.composition.patience_s
+            self.deadlines.add(session.roam_at_s, Due.ROAM, session)
+            self._wait(session, home.worker, f"waits for room at its home {home.worker}", rank)
+            return
+        worker = None if self._outranked(session, rank, ANYWHERE) else self._roomy(session, rank)
+        if worker is not None:
+            self._admit(session, worker, "there is room")
+        else:
+            self._wait(session, ANYWHERE, "waits for room on any worker", rank)
+
+    def _refuse(self, session: Session, why: str) -> None:
+        self._out.append(do.Reject(session.step, why, retry_after_s=0.0))
+        self._drop_step(session)
+
+    def _home(self, session: Session) -> Worker | None:
+        """The worker that holds enough of the session's prefix to be worth waiting for."""
+        worker = self.fleet.get(session.home)
+        if worker is None or worker.draining or session.prompt_tokens >= worker.kv_tokens:
+            return None
+        at_home = session.home_tokens + session.home_host_tokens
+        return worker if at_home >= self.composition.home_share * session.prompt_tokens else None
+
+    def _outranked(self, session: Session, rank: float, lane: str) -> bool:
+        if not self.gate.num_waiting:
+            return False
+        head = self.gate.head(lane)
+        return head is not None and precedes(head, self.gate.turn(session, rank))
+
+    def _roomy(self, session: Session, rank: float) -> Worker | None:
+        return self._place(
+            session,
+            [
+                worker
+                for worker in self._candidates(session)
+                if self._fits(session, worker) and not self._outranked(session, rank, worker.worker)
+            ],
+        )
+
+    def _wait(self, session: Session, lane: str, reason: str, rank: float | None = None) -> None:
+        if self.gate.num_waiting >= self.caps.max_waiting:
+            self._out.append(do.Reject(session.step, f"{self.gate.num_waiting} sessions wait already", 5.0))
+            self._drop_step(session)
+            return
+        self.gate.add(lane, session, self.composition.ordering.rank(session, self.now_s) if rank is None else rank)
+        self._out.append(do.Hold(session.step, reason))
+
+    # ------------------------------------------------------------------ a place and a worker
+
+    def _candidates(self, session: Session) -> list[Worker]:
+        """All workers of a small fleet; home and the least loaded of a large one."""
+        if len(self.fleet) < _SHORT_LIST_FROM:
+            return list(self.fleet)
+        short = self._least.least(2)
+        home = self.fleet.get(session.home)
+        if home is not None and home not in short:
+            short.append(home)
+        return short
+
+    def _place(self, session: Session, candidates: list[Worker]) -> Worker | None:
+        picked = self.composition.routing.pick(session, candidates)
+        return None if picked is None else self.fleet.get(picked.worker)
+
+    def _context(self, session: Session) -> int:
+        return session.prompt_tokens + int(session.expected_output_tokens)
+
+    def _fits(self, session: Session, worker: Worker) -> bool:
+        admission = self.composition.admission
+        context_tokens = self._context(session)
+        growth_tokens = admission.growth(context_tokens, session.remaining_tokens)
+        need_tokens = worker.need(session, context_tokens, growth_tokens)
+        return admission.fits(worker, need_tokens, new=session.lives_at != worker.worker)
+
+    def _reserve(self, session: Session, worker: Worker) -> None:
+        context_tokens = self._context(session)
+        before_tokens = worker.reserved_tokens
+        growth_tokens = self.composition.admission.growth(context_tokens, session.remaining_tokens)
+        worker.reserve(session, context_tokens, growth_tokens)
+        self._touched(worker, freed=worker.reserved_tokens < before_tokens)
+
+    def _touched(self, worker: Worker, *, freed: bool) -> None:
+        """The worker's load changed; if room came free, those who wait are asked at the end of the event."""
+        self._least.update(worker)
+        if freed and self.gate.num_waiting:
+            self._roomier[worker.worker] = worker
+
+    def _admit(self, session: Session, worker: Worker, reason: str) -> None:
+        self._reserve(session, worker)
+        self._dispatch(session, worker, f"{reason}: {worker.reserved_tokens:.0f} of {worker.kv_tokens} tokens reserved")
+
+    def _dispatch(self, session: Session, worker: Worker, reason: str) -> None:
+        context_tokens = self._context(session)
+        if session.lives_at == worker.worker:
+            worker.grow(session, context_tokens)
+        else:
+            self._move(session, worker)
+            session.context_tokens = context_tokens
+            worker.settle(session)
+        session.roam_at_s = session.hold_until_s = session.prefetch_at_s = inf
+        session.worker = worker.worker
+        session.preempted = False
+        session.did(Did.DISPATCHED)
+        worker.num_running += 1
+        worker.idle_since_s = None
+        worker.unstarted[session.step] = session
+        self._touched(worker, freed=False)
+        self._out.append(
+            do.Dispatch(session.step, session.session, worker.worker, self._priority(session), reason)
+        )
+
+    def _priority(self, session: Session) -> int:
+        rank = self.composition.ordering.rank(session, self.now_s) * _PRIORITY_PER_RANK
+        return int(max(-_MAX_PRIORITY, min(_MAX_PRIORITY, rank)))
+
+    def _move(self, session: Session, target: Worker) -> None:
+        """Take the session to another worker, with its prefix where that is cheaper than prefilling it again."""
+        source = self.fleet.get(session.lives_at)
+        tokens = session.home_tokens
+        if source is not None:
+            source.leave(session)
+            self._touched(source, freed=False)
+            if self.composition.migrate and tokens and target.move_tokens_per_s > target.prefill_tokens_per_s:
+                self._out.append(
+                    do.Migrate(session.session, source.worker, target.worker, tokens, "moving is cheaper than prefilling")
+                )
+            else:
+                tokens = 0
+        session.home = target.worker
+        session.home_tokens = tokens if source is not None else 0
+        session.home_host_tokens = 0
+
+    # ------------------------------------------------------------------ a step runs and ends
+
+    def _on_first_token(self, event: ev.FirstToken) -> None:
+        worker = self.fleet.get(event.worker)
+        if worker is not None:
+            worker.unstarted.pop(event.step, None)
+
+    def _live(self, step: str, worker: str) -> tuple[Session, Worker] | None:
+        """The session and worker of a live attempt; None for news of one that is over (it crossed a cancel or a move)."""
+        session = self.sessions.steps.get(step)
+        host = self.fleet.get(worker)
+        if session is None or host is None or session.state is not State.RUNNING or session.worker != worker:
+            return None
+        return session, host
+
+    def _on_step_finished(self, event: ev.StepFinished) -> None:
+        live = self._live(event.step, event.worker)
+        if live is None:
+            return
+        session, worker = live
+        self._leave_worker(session, worker)
+        self.model.step_finished(
+            session.track,
+            tool_calls=event.tool_calls,
+            output_tokens=event.output_tokens,
+            prompt_tokens=event.prompt_tokens,
+        )
+        self._account(session, worker, event)
+        context_tokens = event.prompt_tokens + event.output_tokens
+        worker.grow(session, context_tokens)
+        session.home_tokens = context_tokens
+        session.steps_done += 1
+        self._end_step(session)
+        self._begin_gap(session, worker)
+        self._epoch(worker)
+        self._take_backlog(session)
+
+    def _leave_worker(self, session: Session, worker: Worker) -> None:
+        worker.num_running -= 1
+        worker.unstarted.pop(session.step, None)
+        if worker.num_running == 0:
+            worker.idle_since_s = self.now_s
+            idle_s = self.composition.stealing.idle_s
+            if idle_s is not None:
+                self.deadlines.add(self.now_s + idle_s, Due.STEAL, worker)
+
+    def _account(self, session: Session, worker: Worker, event: ev.StepFinished) -> None:
+        """Charge tenant and task, in device seconds (estimated from tokens where nobody measured)."""
+        service_s = event.service_s
+        if service_s is None:
+            new_tokens = event.prompt_tokens - event.cached_tokens - event.host_tokens
+            work_tokens = new_tokens + _OUTPUT_COSTS_PREFILL_TOKENS * event.output_tokens
+            service_s = work_tokens / worker.prefill_tokens_per_s
+        self.tenants[session.tenant].attained_s += service_s
+        task = self.sessions.task(session)
+        task.attained_s += service_s
+        session.attained_s = task.attained_s
+
+    def _end_step(self, session: Session) -> None:
+        self.sessions.steps.pop(session.step, None)
+        self.sessions.seen(session, self.now_s)
+        session.step = ""
+        session.arrived = None
+        session.away_since_s = self.now_s
+
+    def _note(self, session: Session, forecast: Forecast) -> None:
+        session.expected_output_tokens = forecast.output_tokens
+        session.remaining_steps = forecast.remaining_steps
+        session.remaining_tokens = forecast.remaining_tokens
+
+    def _begin_gap(self, session: Session, worker: Worker) -> None:
+        """Decide how long the session's place, and its prefix, are kept for it."""
+        if not self.composition.forecasts and not self._gates:
+            session.did(Did.FINISHED_LET_GO)
+            return
+        forecast = self.model.forecast(session.track)
+        self._note(session, forecast)
+        loads = worker.host_kv_tokens and worker.load_tokens_per_s
+        facts = GapFacts(
+            gap=forecast.gap,
+            continue_probability=forecast.continue_probability,
+            overlap=forecast.overlap,
+            capacity_tokens=worker.kv_tokens,
+            return_tokens_per_s=worker.load_tokens_per_s if loads else worker.prefill_tokens_per_s,
+            pressure=worker.live_tokens / worker.kv_tokens,
+        )
+        hold_s = self.composition.retention.hold_s(facts)
+        expected_use_s = self.now_s + forecast.expected_gap_s
+        reuse = forecast.continue_probability * forecast.overlap
+        if hold_s > 0.0:
+            session.did(Did.FINISHED_HELD)
+            session.hold_until_s = self.now_s + hold_s
+            if hold_s < inf:
+                self.deadlines.add(session.hold_until_s, Due.HOLD, session)
+            if self._gates:
+                self._hold_place(session, worker)
+            self._out.append(
+                do.Retain(session.session, worker.worker, session.hold_until_s, expected_use_s, "held across the gap", reuse)
+            )
+        else:
+            session.did(Did.FINISHED_LET_GO)
+            self._give_up_place(session)
+            self._out.append(
+                do.Release(session.session, worker.worker, Standing.PAUSED, "not worth holding", expected_use_s)
+            )
+        if self._gates:
+            self._pause_for_room(worker)
+
+    def _hold_place(self, session: Session, worker: Worker) -> None:
+        before_tokens = worker.reserved_tokens
+        context_tokens = session.context_tokens
+        growth_tokens = self.composition.admission.growth(context_tokens, session.remaining_tokens)
+        worker.reserve(session, context_tokens, growth_tokens)
+        self._touched(worker, freed=worker.reserved_tokens < before_tokens)
+
+    def _pause_for_room(self, worker: Worker) -> None:
+        """While active contexts exceed the device, pause the youngest session that is not running."""
+        while self.composition.admission.excess(worker) > 0.0:
+            idle = [session for session in worker.active.values() if session.state is State.HELD]
+            if not idle:
+                return
+            youngest = max(idle, key=lambda session: (session.task_arrival_s, session.session))
+            self._pause(youngest, "the working sets outgrew the device and it is the youngest that is away")
+
+    def _pause(self, session: Session, reason: str) -> None:
+        """HELD -> AWAY: its prefix stays where it is for as long as nobody needs the room."""
+        session.did(Did.LET_GO)
+        session.hold_until_s = inf
+        self._give_up_place(session)
+        self._out.append(do.Release(session.session, session.home, Standing.PAUSED, reason))
+        if self.composition.host_tier.offload_on_pause:
+            self._out.append(do.Offload(session.session, session.home, reason))
+
+    def _let_go(self, session: Session) -> None:
+        session.hold_until_s = inf
+        self._give_up_place(session)
+
+    def _give_up_place(self, session: Session) -> None:
+        worker = self.fleet.get(session.worker)
+        if session.reserved and worker is not None:
+            worker.unreserve(session)
+            self._touched(worker, freed=True)
+
+    def _fill(self, worker: Worker) -> None:
+        """Give room to those who wait for this worker or for any, in order, until the next one does not fit."""
+        if worker.lost or worker.draining:
+            return
+        if not self.composition.ordering.static:
+            self.gate.rerank(lambda session: self.composition.ordering.rank(session, self.now_s))
+        while self.gate.num_waiting:
+            home, anywhere = self.gate.head(worker.worker), self.gate.head(ANYWHERE)
+            first = anywhere if home is None or (anywhere is not None and precedes(anywhere, home)) else home
+            if first is None:
+                return
+            session = first[1][3]
+            if not self._fits(session, worker) and first is anywhere and home is not None and not session.home:
+                session = home[1][3]  # a new session that does not fit does not keep one from coming home
+            if not self._fits(session, worker) or session.prompt_tokens >= worker.kv_tokens:
+                return
+            self.gate.remove(session)
+            self._admit(session, worker, "room came free")
+
+    def _take_backlog(self, session: Session) -> None:
+        if session.backlog:
+            event = session.backlog.popleft()
+            self._begin(session, event)
+
+    # ------------------------------------------------------------------ failures and ends
+
+    def _on_step_failed(self, event: ev.StepFailed) -> None:
+        live = self._live(event.step, event.worker)
+        if live is None:
+            return
+        session, worker = live
+        self._leave_worker(session, worker)
+        if event.retry:
+            self._again(session)
+        else:
+            self._drop_running(session)
+
+    def _again(self, session: Session) -> None:
+        """The attempt is lost, the step is not: it goes to the front of those that wait."""
+        session.did(Did.LOST)
+        session.preempted = True
+        self._give_up_place(session)
+        if self._gates:
+            self._enter(session)
+        else:
+            self._send_at_once(session)
+
+    def _drop_running(self, session: Session) -> None:
+        session.did(Did.CANCELLED)
+        self._give_up_place(session)
+        self._end_step(session)
+        self._take_backlog(session)
+
+    def _drop_step(self, session: Session) -> None:
+        """A step that was never dispatched leaves."""
+        session.did(Did.CANCELLED)
+        session.roam_at_s = inf
+        self._end_step(session)
+        self._take_backlog(session)
+
+    def _on_step_cancelled(self, event: ev.StepCancelled) -> None:
+        session = self.sessions.steps.get(event.step)
+        if session is None:
+            self._cancel_in_backlog(event.step)
+        elif session.state is State.WAITING:
+            self.gate.remove(session)
+            self._drop_step(session)
+        else:
+            worker = self.fleet.get(session.worker)
+            if worker is not None:
+                self._leave_worker(session, worker)
+            self._drop_running(session)
+
+    def _cancel_in_backlog(self, step: str) -> None:
+        for session in self.sessions:
+            if session.backlog:
+                session.backlog = deque(event for event in session.backlog if event.step != step)
+
+    def _on_session_ended(self, event: ev.SessionEnded) -> None:
+        session = self.sessions.get(event.session)
+        if session is not None:
+            self._end(session, "the session has ended")
+
+    def _end(self, session: Session, reason: str) -> None:
+        worker = self.fleet.get(session.worker)
+        if session.state is State.RUNNING and worker is not None:
+            self._leave_worker(session, worker)
+        elif session.state is State.WAITING:
+            self.gate.remove(session)
+        self.model.session_ended(session.track)
+        home = self.fleet.get(session.lives_at)
+        self._give_up_place(session)
+        session.did(Did.ENDED)
+        self.tenants[session.tenant].num_sessions -= 1
+        self.sessions.close(session)
+        if home is not None:
+            home.leave(session)
+            self._touched(home, freed=True)
+            self._out.append(do.Release(session.session, home.worker, Standing.ENDED, reason))
+
+    def _forget_idle(self) -> None:
+        """Caps and ages: the least recently seen sessions end if they are idle for too long or too many."""
+        while (oldest := self.sessions.oldest()) is not None:
+            too_old = self.now_s - oldest.last_seen_s > self.caps.idle_s
+            if oldest.step or not (too_old or len(self.sessions) > self.caps.max_sessions):
+                return
+            self._end(oldest, "idle for too long" if too_old else "too many sessions")
+
+    # ------------------------------------------------------------------ workers
+
+    def _on_worker_joined(self, event: ev.WorkerJoined) -> None:
+        if self.fleet.get(event.worker) is not None:
+            raise ProtocolError(f"worker {event.worker!r} has joined before; names are unique")
+        worker = self.fleet.join(event)
+        self._touched(worker, freed=True)
+        if not self._gates:
+            self._roomier.pop(worker.worker, None)
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        while (head := self.gate.head(ANYWHERE)) is not None:
+            session = head[1][3]
+            worker = self._place(session, self._candidates(session))
+            if worker is None:
+                return
+            self.gate.remove(session)
+            self._dispatch(session, worker, "a worker joined")
+
+    def _on_worker_reported(self, event: ev.WorkerReported) -> None:
+        worker = self.fleet.get(event.worker)
+        if worker is not None:
+            worker.kv_used_tokens = event.kv_used_tokens
+
+    def _on_worker_draining(self, event: ev.WorkerDraining) -> None:
+        worker = self.fleet.get(event.worker)
+        if worker is not None:
+            worker.draining = True
+            self._least.remove(worker)
+            self._let_roam(worker)
+
+    def _on_worker_lost(self, event: ev.WorkerLost) -> None:
+        worker = self.fleet.get(event.worker)
+        if worker is None:
+            return
+        residents = list(worker.residents.values())
+        self.fleet.lose(worker)
+        self._least.remove(worker)
+        self._let_roam(worker)
+        running = [session for session in residents if session.state is State.RUNNING]
+        for session in residents:
+            self._uproot(session)
+        for session in running:
+            self._again(session)
+
+    def _uproot(self, session: Session) -> None:
+        """Its worker is gone: nothing points there any more."""
+        session.lives_at = session.home = session.worker = ""
+        session.home_tokens = session.home_host_tokens = 0
+        session.reserved = False
+        session.own_tokens, session.growth_tokens = 0, 0.0
+        if session.state is State.HELD:
+            session.did(Did.LET_GO)
+            session.hold_until_s = inf
+
+    def _let_roam(self, worker: Worker) -> None:
+        """Those who wait for this worker may go anywhere."""
+        waiting = [session for session in worker.residents.values() if session.state is State.WAITING]
+        for session in waiting:
+            if session.roam_at_s < inf:
+                session.roam_at_s = inf
+                self._roam(session)
+        if worker.lost:
+            self.gate.drop_lane(worker.worker)
+
+    def _on_residency(self, event: ev.BlocksStored | ev.BlocksRemoved) -> None:
+        session = self.sessions.get(event.session)
+        if session is None or session.home != event.worker or session.state is State.RUNNING:
+            return
+        session.home_tokens = event.device_tokens
+        session.home_host_tokens = max(0, event.host_tokens - event.device_tokens)
+        if session.home_host_tokens and session.state in (State.HELD, State.AWAY):
+            self._plan_prefetch(session)
+
+    def _plan_prefetch(self, session: Session) -> None:
+        if session.prefetch_at_s < inf or session.away_since_s is None:
+            return
+        waited_s = self.now_s - session.away_since_s
+        forecast = self.model.forecast(session.track, waited_s)
+        begin_s = self.composition.prefetching.begin_s(forecast.gap, waited_s, forecast.confidence)
+        if begin_s is not None:
+            session.prefetch_at_s = max(self.now_s, session.away_since_s + begin_s)
+            self.deadlines.add(session.prefetch_at_s, Due.PREFETCH, session)
+
+    # ------------------------------------------------------------------ time passes
+
+    def _on_tick(self, event: ev.Tick) -> None:
+        while (due := self.deadlines.pop_due(event.at_s)) is not None:
+            what, whom = due
+            if isinstance(whom, Worker):
+                self._steal(whom)
+            elif what is Due.HOLD:
+                self._pause(whom, "its reservation expired")
+            elif what is Due.ROAM:
+                whom.roam_at_s = inf
+                self._roam(whom)
+            else:
+                whom.prefetch_at_s = inf
+                self._out.append(do.Prefetch(whom.session, whom.home, "expected back soon"))
+
+    def _roam(self, session: Session) -> None:
+        """Home has kept it waiting for too long: any worker may take it now."""
+        rank = self.composition.ordering.rank(session, self.now_s)
+        worker = None if self._outranked(session, rank, ANYWHERE) else self._roomy(session, rank)
+        if worker is None:
+            self.gate.also(ANYWHERE, session, rank)
+        else:
+            self.gate.remove(session)
+            self._admit(session, worker, "home had no room for too long")
+
+    def _steal(self, thief: Worker) -> None:
+        """An idle worker takes the waiting call that came last to the most loaded worker. O(workers)."""
+        victims = [worker for worker in self.fleet if worker.unstarted and worker is not thief]
+        if not victims or thief.num_running or thief.draining:
+            return
+        victim = max(victims, key=lambda worker: (worker.num_running, -worker.index))
+        if not self.composition.stealing.allows(thief, victim):
+            return
+        step = next(reversed(victim.unstarted))
+        session = victim.unstarted[step]
+        self._out.append(do.Preempt(step, victim.worker, f"{thief.worker} is idle and {victim.worker} is not"))
+        self._leave_worker(session, victim)
+        session.did(Did.LOST)
+        self._dispatch(session, thief, f"stolen from {victim.worker}")
+
+    def _epoch(self, worker: Worker) -> None:
+        """Orderings that move with time: new priorities for what waits there, at most once per epoch."""
+        ordering = self.composition.ordering
+        if ordering.static or not worker.unstarted or self.now_s - worker.last_epoch_s < self.composition.epoch_s:
+            return
+        worker.last_epoch_s = self.now_s
+        for step, session in worker.unstarted.items():
+            self._out.append(do.Reprioritize(step, worker.worker, self._priority(session), "urgency moved"))

@@ -1,0 +1,199 @@
+"""Sessions and their states: who is waiting, running, away with a reservation, away without one.
+
+                       arrived                 dispatched               finished, held
+    (open) ──▶ AWAY ───────────▶ WAITING ───────────────▶ RUNNING ─────────────────▶ HELD
+                ▲                   ▲  ▲                    │  │                      │ │
+                │ finished, let go  │  └────── lost ────────┘  │                      │ │ arrived: dispatched at once,
+                └───────────────────┼──────────────────────────┘   expired, paused    │ │ its place was kept
+                ▲                   └──────────── arrived ───── AWAY ◀────────────────┘ └──▶ RUNNING
+                └── cancelled
+
+    Any state ── ended ──▶ ENDED, and the session is forgotten.
+
+HELD means: between two steps, with a reservation on its home worker. AWAY: between two steps, without one.
+This module keeps the table and refuses to know workers, policies and commands.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from enum import IntEnum
+
+from saga.errors import ProtocolError
+from saga.events import StepArrived
+from saga.views import SessionView
+from saga.workflow.model import Track
+
+
+class State(IntEnum):
+    """Where a session stands."""
+
+    AWAY = 0
+    WAITING = 1
+    RUNNING = 2
+    HELD = 3
+    ENDED = 4
+
+
+class Did(IntEnum):
+    """What happened to a session."""
+
+    ARRIVED = 0
+    DISPATCHED = 1
+    FINISHED_HELD = 2
+    FINISHED_LET_GO = 3
+    LOST = 4
+    CANCELLED = 5
+    LET_GO = 6
+    ENDED = 7
+
+
+TRANSITIONS: dict[tuple[State, Did], State] = {
+    (State.AWAY, Did.ARRIVED): State.WAITING,
+    (State.HELD, Did.ARRIVED): State.WAITING,
+    (State.WAITING, Did.DISPATCHED): State.RUNNING,
+    (State.RUNNING, Did.FINISHED_HELD): State.HELD,
+    (State.RUNNING, Did.FINISHED_LET_GO): State.AWAY,
+    (State.RUNNING, Did.LOST): State.WAITING,
+    (State.WAITING, Did.CANCELLED): State.AWAY,
+    (State.RUNNING, Did.CANCELLED): State.AWAY,
+    (State.HELD, Did.LET_GO): State.AWAY,
+    (State.AWAY, Did.ENDED): State.ENDED,
+    (State.HELD, Did.ENDED): State.ENDED,
+    (State.WAITING, Did.ENDED): State.ENDED,
+    (State.RUNNING, Did.ENDED): State.ENDED,
+}
+"""Everything that may happen; what is not here is a bug."""
+
+
+class Session(SessionView):
+    """A session's record: the view that policies see, and what only the scheduler needs.
+
+    reserved: whether the ledger of `worker` counts it. own_tokens, growth_tokens: what is counted there, the shared
+    prefix apart. Times of pending deadlines are nan-free: inf means none. backlog: steps that came while one was live.
+    """
+
+    __slots__ = (
+        "arrived",
+        "away_since_s",
+        "backlog",
+        "expected_output_tokens",
+        "growth_tokens",
+        "hold_until_s",
+        "last_seen_s",
+        "lives_at",
+        "own_tokens",
+        "place",
+        "prefetch_at_s",
+        "prefix",
+        "prefix_tokens",
+        "reserved",
+        "roam_at_s",
+        "state",
+        "step",
+        "track",
+        "worker",
+    )
+
+    def __init__(self, event: StepArrived, track: Track, task_arrival_s: float) -> None:
+        super().__init__(event.session, event.task, event.tenant, task_arrival_s)
+        self.state = State.AWAY
+        self.track = track
+        self.step = ""
+        self.worker = ""
+        self.lives_at = ""
+        self.reserved = False
+        self.own_tokens = 0
+        self.growth_tokens = 0.0
+        self.prefix = event.prefix
+        self.prefix_tokens = event.prefix_tokens
+        self.expected_output_tokens = 0.0
+        self.away_since_s: float | None = None
+        self.hold_until_s = float("inf")
+        self.roam_at_s = float("inf")
+        self.prefetch_at_s = float("inf")
+        self.last_seen_s = event.at_s
+        self.place = 0
+        self.arrived: StepArrived | None = None
+        self.backlog: deque[StepArrived] | None = None
+
+    def did(self, what: Did) -> None:
+        """Take the transition, ProtocolError if there is none."""
+        after = TRANSITIONS.get((self.state, what))
+        if after is None:
+            raise ProtocolError(f"session {self.session!r}: {what.name} is not possible while {self.state.name}")
+        self.state = after
+
+
+class TaskRecord:
+    """A task: when it came, what it has received, how many of its sessions are open."""
+
+    __slots__ = ("arrival_s", "attained_s", "num_sessions")
+
+    def __init__(self, arrival_s: float) -> None:
+        self.arrival_s = arrival_s
+        self.attained_s = 0.0
+        self.num_sessions = 0
+
+
+class SessionTable:
+    """All open sessions, the least recently seen first; and their tasks. All operations O(1)."""
+
+    def __init__(self) -> None:
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._tasks: dict[str, TaskRecord] = {}
+        self._by_step: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks with an open session."""
+        return len(self._tasks)
+
+    @property
+    def steps(self) -> dict[str, Session]:
+        """Live steps (waiting or running) and their sessions."""
+        return self._by_step
+
+    def get(self, session: str) -> Session | None:
+        """The session, None where it is not open."""
+        return self._sessions.get(session)
+
+    def open(self, event: StepArrived, track: Track) -> Session:
+        """A new session, and its task if it is the first."""
+        task = self._tasks.get(event.task)
+        if task is None:
+            task = self._tasks[event.task] = TaskRecord(event.at_s)
+        task.num_sessions += 1
+        session = Session(event, track, task.arrival_s)
+        self._sessions[event.session] = session
+        return session
+
+    def task(self, session: Session) -> TaskRecord:
+        """The session's task."""
+        return self._tasks[session.task]
+
+    def seen(self, session: Session, at_s: float) -> None:
+        """Remember that something happened to it."""
+        session.last_seen_s = at_s
+        self._sessions.move_to_end(session.session)
+
+    def oldest(self) -> Session | None:
+        """The least recently seen session."""
+        return next(iter(self._sessions.values()), None)
+
+    def close(self, session: Session) -> None:
+        """Forget it, and its task with its last session."""
+        del self._sessions[session.session]
+        if session.step:
+            self._by_step.pop(session.step, None)
+        task = self._tasks[session.task]
+        task.num_sessions -= 1
+        if task.num_sessions == 0:
+            del self._tasks[session.task]

@@ -1,0 +1,157 @@
+"""Workers and their ledgers: who runs, who holds a place, who lives where, what they share counted once.
+
+The ledger only counts. Whether the count allows another session is the admission policy's question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from saga.events import WorkerJoined
+from saga.scheduler.sessions import Session
+from saga.views import WorkerView
+
+
+class Shared:
+    """Reference counts of shared prefixes; their tokens count once however many sessions hold them."""
+
+    __slots__ = ("_count", "_tokens")
+
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+        self._tokens: dict[str, int] = {}
+
+    def extra(self, prefix: str, tokens: int) -> int:
+        """Tokens that one more holder would add. O(1)."""
+        return max(0, tokens - self._tokens.get(prefix, 0)) if prefix else tokens
+
+    def add(self, prefix: str, tokens: int) -> int:
+        """Count a holder in; returns the tokens added."""
+        if not prefix:
+            return tokens
+        added = self.extra(prefix, tokens)
+        self._count[prefix] = self._count.get(prefix, 0) + 1
+        self._tokens[prefix] = self._tokens.get(prefix, 0) + added
+        return added
+
+    def remove(self, prefix: str, tokens: int) -> int:
+        """Count a holder out; returns the tokens freed: all with the last holder, else none."""
+        if not prefix:
+            return tokens
+        self._count[prefix] -= 1
+        if self._count[prefix]:
+            return 0
+        del self._count[prefix]
+        return self._tokens.pop(prefix)
+
+    def __len__(self) -> int:
+        return len(self._count)
+
+
+class Worker(WorkerView):
+    """A worker's record: the view that policies see, and the ledger behind it."""
+
+    __slots__ = ("active", "active_shared", "idle_since_s", "last_epoch_s", "live_shared", "lost", "residents", "unstarted")
+
+    def __init__(self, event: WorkerJoined, index: int) -> None:
+        super().__init__(event.worker, index, event.kv_tokens)
+        self.host_kv_tokens = event.host_kv_tokens
+        self.block_tokens = event.block_tokens
+        self.max_running = event.max_running
+        self.prefill_tokens_per_s = event.prefill_tokens_per_s
+        self.load_tokens_per_s = event.load_tokens_per_s
+        self.move_tokens_per_s = event.move_tokens_per_s
+        self.active: dict[str, Session] = {}
+        self.residents: dict[str, Session] = {}
+        self.unstarted: dict[str, Session] = {}
+        self.active_shared = Shared()
+        self.live_shared = Shared()
+        self.idle_since_s: float | None = event.at_s
+        self.last_epoch_s = event.at_s
+        self.lost = False
+
+    def need(self, session: Session, context_tokens: int, growth_tokens: float) -> float:
+        """Tokens that reserving the session would add, the shared prefix only if nobody holds it yet."""
+        prefix_tokens = min(session.prefix_tokens, context_tokens)
+        return context_tokens - prefix_tokens + growth_tokens + self.active_shared.extra(session.prefix, prefix_tokens)
+
+    def reserve(self, session: Session, context_tokens: int, growth_tokens: float) -> None:
+        """Count the session as active with this context, or change what it counts for. O(1)."""
+        own_tokens = context_tokens - min(session.prefix_tokens, context_tokens)
+        if session.reserved:
+            self.active_tokens += own_tokens - session.own_tokens
+            self.reserved_tokens += own_tokens - session.own_tokens + growth_tokens - session.growth_tokens
+        else:
+            session.reserved = True
+            self.active[session.session] = session
+            self.num_active += 1
+            tokens = own_tokens + self.active_shared.add(session.prefix, min(session.prefix_tokens, context_tokens))
+            self.active_tokens += tokens
+            self.reserved_tokens += tokens + growth_tokens
+        session.own_tokens = own_tokens
+        session.growth_tokens = growth_tokens
+
+    def unreserve(self, session: Session) -> None:
+        """Give the session's place back. O(1)."""
+        session.reserved = False
+        del self.active[session.session]
+        self.num_active -= 1
+        tokens = session.own_tokens + (self.active_shared.remove(session.prefix, 0) if session.prefix else 0)
+        self.active_tokens -= tokens
+        self.reserved_tokens -= tokens + session.growth_tokens
+        if not self.num_active:
+            self.reserved_tokens = 0.0  # no drift of floats
+        session.own_tokens = 0
+        session.growth_tokens = 0.0
+
+    def settle(self, session: Session) -> None:
+        """The session lives here from now on; `resident_tokens` of it count. O(1)."""
+        session.lives_at = self.worker
+        self.residents[session.session] = session
+        self.num_live += 1
+        self.live_tokens += self.live_shared.add(session.prefix, session.prefix_tokens) if session.prefix else 0
+        self.live_tokens += session.context_tokens - min(session.prefix_tokens, session.context_tokens)
+
+    def grow(self, session: Session, context_tokens: int) -> None:
+        """Its context is now this long. O(1)."""
+        shared = session.prefix_tokens
+        old, new = session.context_tokens, context_tokens
+        self.live_tokens += (new - min(shared, new)) - (old - min(shared, old))
+        session.context_tokens = context_tokens
+
+    def leave(self, session: Session) -> None:
+        """The session lives here no longer. O(1)."""
+        session.lives_at = ""
+        del self.residents[session.session]
+        self.num_live -= 1
+        self.live_tokens -= self.live_shared.remove(session.prefix, 0) if session.prefix else 0
+        self.live_tokens -= session.context_tokens - min(session.prefix_tokens, session.context_tokens)
+
+
+class Fleet:
+    """All workers by name, in the order in which they joined, and the least loaded ones of a large fleet."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+        self._next_index = 0
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    def get(self, worker: str) -> Worker | None:
+        """The worker, None where it is unknown."""
+        return self._workers.get(worker)
+
+    def join(self, event: WorkerJoined) -> Worker:
+        """A new worker."""
+        worker = self._workers[event.worker] = Worker(event, self._next_index)
+        self._next_index += 1
+        return worker
+
+    def lose(self, worker: Worker) -> None:
+        """Forget it."""
+        worker.lost = True
+        del self._workers[worker.worker]
