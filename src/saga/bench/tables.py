@@ -138,11 +138,11 @@ def tenant_table(runs: Sequence[RunObject]) -> Table | None:
 
 
 def write_speedup(row: SummaryObject) -> str:
-    """`2.41x (2.30-2.53)`; without the interval where there is none."""
+    """`2.41x (2.30-2.53)`; without the interval where there is none, or nothing to compare it with."""
     speedup, low, high = (_as_number(row.get(key)) for key in ("speedup", "speedup_low", "speedup_high"))
     if speedup is None:
         return "-"
-    return f"{speedup:.2f}x" if low is None or high is None else f"{speedup:.2f}x ({low:.2f}-{high:.2f})"
+    return f"{speedup:.2f}x" if low is None or high is None or low == high else f"{speedup:.2f}x ({low:.2f}-{high:.2f})"
 
 
 def meaning(runs: Sequence[RunObject], summary: Sequence[SummaryObject], *, bound: str = "infinite_kv") -> list[str]:

@@ -1,0 +1,281 @@
+"""One self-contained HTML page that a person can read: tables, sentences and drawings of simulated runs.
+
+Drawings are SVG inside the page; their colours are CSS variables, so that one page reads well on a light and on a dark
+screen. Colours are told apart by people who see few of them (Okabe and Ito), and line styles and heights repeat what
+they say. Needs the extra `report` (matplotlib, jinja2). Refuses to know how runs came about and who should win.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from saga import __version__
+from saga.bench.files import write_whole
+from saga.bench.statistics import ecdf
+from saga.bench.tables import RunObject, SummaryObject, Table, meaning, preset_table, tenant_table
+from saga.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Segment = tuple[str, str, str, str, float, float]
+"""(worker, session, task, kind, start_s, end_s)."""
+
+KINDS = ("queued", "prefill", "decode", "gap", "paused")
+_HEIGHTS = {"queued": 0.45, "prefill": 0.9, "decode": 0.9, "gap": 0.12, "paused": 0.3}
+_MAX_ROWS = 32  # sessions in a time line
+_MAX_SEGMENTS = 4_000  # bars in a time line; the window ends where they are used up
+_NUM_SERIES = 7
+_DASHES = ("-", "--", "-.", ":")
+
+# A drawing is made in stand-in colours, which the page then replaces by CSS variables.
+_INK, _FAINT = "#010203", "#010204"
+_SERIES = tuple(f"#0102{16 + index:02x}" for index in range(_NUM_SERIES))
+_KIND_COLOURS = {kind: f"#0102{32 + index:02x}" for index, kind in enumerate(KINDS)}
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _FAINT: "var(--faint)",
+    **{colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)},
+    **{colour: f"var(--{kind})" for kind, colour in _KIND_COLOURS.items()},
+}
+
+
+class Detail(Protocol):
+    """What a run remembers beyond its figures."""
+
+    @property
+    def tct_s(self) -> Sequence[float]:
+        """Completion times of its tasks, seconds."""
+        ...
+
+    @property
+    def occupancy(self) -> Sequence[tuple[float, float, float]]:
+        """(at_s, share of the fleet's KV memory used by running calls, share that holds anything)."""
+        ...
+
+    @property
+    def timeline(self) -> Sequence[Segment]:
+        """What sessions of a worker did when."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReportGroup:
+    """One workload under several presets. details: by preset, of one seed; may lack some."""
+
+    workload: str
+    notes: Sequence[str]
+    runs: Sequence[RunObject]
+    summary: Sequence[SummaryObject]
+    details: Mapping[str, Detail]
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """An SVG element with what is said below it."""
+
+    svg: str
+    caption: str
+
+
+def check_installed() -> None:
+    """UsageError that says how to get them where matplotlib or jinja2 is missing."""
+    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"a report needs {' and '.join(missing)}; install with: pip install 'saga-sched[report]'")
+
+
+def write_report(path: Path, title: str, groups: Sequence[ReportGroup]) -> None:
+    """Write the page in one step. UsageError where the extra is missing or `path` cannot be written."""
+    write_whole(path, render_report(title, groups))
+
+
+def render_report(title: str, groups: Sequence[ReportGroup]) -> str:
+    """The page as text; the same runs give the same page. UsageError where the extra is missing."""
+    check_installed()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("saga.bench", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    sections = [_section(group, f"g{index}") for index, group in enumerate(groups)]
+    return environment.get_template("report.html.j2").render(title=title, sections=sections, version=__version__)
+
+
+def _section(group: ReportGroup, salt: str) -> dict[str, object]:
+    """What the template shows of one workload."""
+    drawings: list[_Drawing] = []
+    if group.details:
+        drawings = [_draw_tct(group, salt), _draw_occupancy(group, salt), _draw_timeline(group, salt)]
+    tables: list[Table | None] = [preset_table(group.runs, group.summary), tenant_table(group.runs)]
+    return {
+        "workload": group.workload,
+        "notes": group.notes,
+        "sentences": meaning(group.runs, group.summary),
+        "tables": [table for table in tables if table is not None],
+        "drawings": [drawing for drawing in drawings if drawing.svg],
+    }
+
+
+def _draw_tct(group: ReportGroup, salt: str) -> _Drawing:
+    """Share of tasks completed within a time, one curve per preset; logarithmic time."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure = _figure(3.2)
+    axes = figure.add_subplot()
+    for index, (preset, detail) in enumerate(group.details.items()):
+        xs, ys = ecdf(detail.tct_s)
+        style = _DASHES[index % len(_DASHES)]
+        axes.step(xs, ys, where="post", color=_series(index), linestyle=style, linewidth=2, label=preset)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(_plain_number)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="task completion time, s (simulated)", ylabel="share of tasks", ylim=(0, 1.02))
+    _dress(axes)
+    axes.legend(loc="lower right", frameon=False)
+    return _Drawing(
+        _as_svg(figure, f"{salt}t"), "How many tasks were complete within a time; further left is faster. First seed."
+    )
+
+
+def _draw_occupancy(group: ReportGroup, salt: str) -> _Drawing:
+    """KV memory over time, one panel per preset on one scale."""
+    names = [name for name, detail in group.details.items() if detail.occupancy]
+    if not names:
+        return _Drawing("", "")
+    figure = _figure(0.6 + 1.15 * len(names))
+    panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    order = list(group.details)
+    for axes, name in zip(panels, names, strict=True):
+        at_s, used, resident = zip(*group.details[name].occupancy, strict=True)
+        colour = _series(order.index(name))
+        axes.fill_between(at_s, resident, color=colour, alpha=0.25, linewidth=0, label="holds a prefix")
+        axes.plot(at_s, used, color=colour, linewidth=1.3, label="used by running calls")
+        axes.set(ylim=(0, 1.05), yticks=(0, 0.5, 1))
+        axes.set_title(name, loc="left", fontsize=10, color=_INK)
+        _dress(axes)
+    panels[0].legend(loc="lower right", frameon=False, ncols=2, fontsize=8, bbox_to_anchor=(1, 0.98))
+    panels[-1].set_xlabel("time, s (simulated)")
+    return _Drawing(
+        _as_svg(figure, f"{salt}o"),
+        "Share of the fleet's KV memory over time: the line is what running calls use, the area all that is kept.",
+    )
+
+
+def _draw_timeline(group: ReportGroup, salt: str) -> _Drawing:
+    """What the sessions of one worker did, one panel per preset on one scale."""
+    panels_of = {name: detail.timeline for name, detail in group.details.items() if detail.timeline}
+    if not panels_of:
+        return _Drawing("", "")
+    rows = {name: _rows(segments) for name, segments in panels_of.items()}
+    first_s = min(segment[4] for segments in panels_of.values() for segment in segments)
+    last_s = min(_window_end(sessions) for sessions in rows.values())
+    figure = _figure(0.9 + sum(0.5 + 0.07 * max(8, len(sessions)) for sessions in rows.values()))
+    ratios = [0.5 + 0.07 * max(8, len(sessions)) for sessions in rows.values()]
+    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    for axes, (name, sessions) in zip(panels, rows.items(), strict=True):
+        for kind in KINDS:
+            _draw_bars(axes, kind, sessions, last_s)
+        axes.set(xlim=(first_s, last_s), ylim=(len(sessions), -0.5), yticks=())
+        axes.set_title(f"{name}: {len(sessions)} sessions of one worker", loc="left", fontsize=10, color=_INK)
+        _dress(axes)
+    panels[0].legend(loc="lower right", frameon=False, ncols=len(KINDS), fontsize=8, bbox_to_anchor=(1, 1.0))
+    panels[-1].set_xlabel("time, s (simulated)")
+    return _Drawing(
+        _as_svg(figure, f"{salt}l"),
+        "What sessions of one worker did, a row each: waiting (queued), reading the prompt (prefill), writing the "
+        "answer (decode), away at a tool (gap) or set aside by the scheduler (paused). First seed.",
+    )
+
+
+def _rows(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Segments of the first worker by session, in order of first appearance, as many as a drawing holds."""
+    worker = segments[0][0]
+    sessions: dict[str, list[Segment]] = {}
+    for segment in sorted(segments, key=lambda segment: segment[4]):
+        if segment[0] == worker and (segment[1] in sessions or len(sessions) < _MAX_ROWS):
+            sessions.setdefault(segment[1], []).append(segment)
+    return list(sessions.values())
+
+
+def _window_end(sessions: Sequence[Sequence[Segment]]) -> float:
+    """Time at which the bars of a panel are used up, seconds."""
+    ends = sorted(segment[5] for session in sessions for segment in session)
+    return ends[min(len(ends), _MAX_SEGMENTS) - 1]
+
+
+def _draw_bars(axes: Axes, kind: str, sessions: Sequence[Sequence[Segment]], last_s: float) -> None:
+    """All bars of one kind as one shape, which keeps the page small."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    half = _HEIGHTS[kind] / 2
+    corners: list[tuple[float, float]] = []
+    for row, session in enumerate(sessions):
+        for *_, this, start_s, end_s in session:
+            if this == kind and start_s < last_s:
+                left, right = start_s, min(end_s, last_s)
+                corners += [(left, row - half), (right, row - half), (right, row + half), (left, row + half)]
+                corners.append((left, row - half))
+    codes = [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY]
+    outline = Outline(corners or [(0.0, -9.0)] * 5, codes * max(1, len(corners) // 5))
+    axes.add_patch(PathPatch(outline, facecolor=_KIND_COLOURS[kind], linewidth=0, label=kind))
+
+
+def _figure(height_in: float) -> Figure:
+    """An empty drawing, as wide as the page."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(8.4, height_in), layout="constrained")
+
+
+def _dress(axes: Axes) -> None:
+    """Frame, ticks and grid in ink that follows the page."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_FAINT)
+    axes.tick_params(which="both", color=_FAINT, labelcolor=_INK, labelsize=9)
+    axes.grid(visible=True, color=_FAINT, linewidth=0.4, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+
+
+def _series(index: int) -> str:
+    """Stand-in colour of a preset."""
+    return _SERIES[index % _NUM_SERIES]
+
+
+def _plain_number(value: float, _position: float) -> str:
+    """1000 rather than 10^3."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
+def _as_svg(figure: Figure, salt: str) -> str:
+    """The drawing as an SVG element: fluid width, CSS colours, text as text, no ids but those it refers to."""
+    import matplotlib as mpl
+
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        for text in legend.get_texts() if legend else ():
+            text.set_color(_INK)
+    page = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify_threshold": 0.2}):
+        figure.savefig(page, format="svg", transparent=True, metadata={"Date": None})
+    svg = page.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg
