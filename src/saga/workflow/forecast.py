@@ -14,7 +14,8 @@ class Forecast(NamedTuple):
     """The expectation for a session that has waited some time since its last step (or whose step still runs).
 
     continue_probability: another step follows (0..1). gap: distribution of the whole gap, seconds, not yet
-    conditioned on the time waited. expected_gap_s: median of the whole gap given the time waited, >= waited.
+    conditioned on the time waited. expected_gap_s: of the whole gap given the time waited, >= waited; robust: the
+    median, or the rank at which this session's earlier gaps lay.
     new_tokens: growth of the next prompt beyond the present context. output_tokens: of the next call's answer.
     overlap: share (0..1) of the present context that the next call reuses. remaining_steps: steps still to
     come, counting that they may not. remaining_tokens: growth of the context over them, prompt and output.

@@ -20,11 +20,18 @@ from saga.workflow.gaps import GapModel
 START, USER, CHILD, END, OTHER = "start", "user", "child", "end", "other"
 _KEPT_NODES = frozenset((START, USER, CHILD, END))
 
-_DISCOUNT = 0.5
+_DISCOUNT = 0.75
+_ROOT_STRENGTH, _MORE_STRENGTH = 0.2, 2.0
 _MEAN_WINDOW = 256.0
 _MAX_STEPS = 4096
+_PRIOR_STEPS = 10.0
 _HAZARD_WEIGHT = 4.0
 _KEPT_SHARE = 0.75
+
+
+def node_name(tool_calls: tuple[str, ...]) -> str:
+    """Name of the node that an answer with these calls opens: "user" for none, "Grep+Read" for several."""
+    return "+".join(sorted(set(tool_calls))) if tool_calls else USER
 
 
 class RunningMean:
@@ -161,12 +168,12 @@ class StepCounts:
         return hazard[num_done] if num_done < len(hazard) else self._hazard[-1]
 
     def base_hazard(self) -> float:
-        """Ends per step over all sessions; one half where nothing ended yet is known."""
+        """Ends per step over all sessions; a tenth where no session has ended yet."""
         self._refresh()
         return self._hazard[-1]
 
     def mean_left(self, num_done: int) -> float:
-        """E[further steps | at least one follows `num_done`]; the geometric mean life beyond what was seen."""
+        """E[further steps | at least one follows `num_done`]; the spread of lengths beyond what was seen."""
         self._refresh()
         left = self._left
         return left[num_done] if num_done < len(left) else left[-1]
@@ -177,18 +184,24 @@ class StepCounts:
         self._due = self.sessions * 1.0625 + 0.5
         ended = self._ended
         steps = sum(index * count for index, count in enumerate(ended))
-        base = (self.sessions + 1.0) / (steps + 2.0)
+        base = (self.sessions + 1.0) / (steps + _PRIOR_STEPS)
         length = len(ended)
-        hazard, left = [base] * (length + 1), [1.0 / base] * (length + 1)
+        tail = self._spread(steps) if self.sessions > 1 else 1.0 / base
+        hazard, left = [base] * (length + 1), [max(1.0, tail)] * (length + 1)
         alive, steps_alive = 0, 0.0
         for num_done in range(length - 1, -1, -1):
             # alive: sessions longer than num_done; steps_alive: the further steps they took
             steps_alive += alive
-            left[num_done] = (steps_alive + 1.0 / base) / (alive + 1.0)
+            left[num_done] = max(1.0, (steps_alive + tail) / (alive + 1.0))
             gone = ended[num_done]
             hazard[num_done] = (gone + _HAZARD_WEIGHT * base) / (alive + gone + _HAZARD_WEIGHT)
             alive += gone
         self._hazard, self._left = hazard, left
+
+    def _spread(self, num_steps: int) -> float:
+        """Standard deviation of the length: the mean further life of a geometric one, less where lengths agree."""
+        mean = num_steps / self.sessions
+        return sqrt(sum(count * (length - mean) ** 2 for length, count in enumerate(self._ended)) / self.sessions)
 
     def snapshot(self) -> dict[str, int]:
         """Plain data: {steps: sessions}."""
@@ -314,15 +327,13 @@ class WorkflowGraph:
         Sums to one over `symbols()` and one unseen symbol. O(order).
         """
         chance = 1.0 / (len(self.root.counts) + 1)
+        strength = _ROOT_STRENGTH
         for context in path:
-            total = context.total
-            if total > 0.0:
-                counts = context.counts
-                count = counts.get(name, 0.0)
-                spared = len(counts) * _DISCOUNT
-                seen = count - _DISCOUNT if count > _DISCOUNT else 0.0
-                if total > spared:
-                    chance = (seen + spared * chance) / total
+            counts = context.counts
+            count = counts.get(name, 0.0)
+            seen = count - _DISCOUNT if count > 0.0 else 0.0
+            chance = (seen + (strength + _DISCOUNT * len(counts)) * chance) / (context.total + strength)
+            strength += _MORE_STRENGTH
         return chance
 
     def symbols(self) -> tuple[str, ...]:

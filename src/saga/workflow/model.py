@@ -11,9 +11,11 @@ How a forecast is made, after the session's n-th step, standing at a path of nod
 2. The hazard of ending after exactly n steps, from the lengths of the kind's sessions. Both are joined as naive
    Bayes does: odds(path) * odds(n) / odds(any n).
 3. Time already waited speaks for an end: P(continue | waited) = p S(waited) / (p S(waited) + 1 - p).
-4. Remaining steps = P(continue) * mean residual life at n. Remaining tokens = those steps * growth per step, where
+4. The expected gap is the quantile of the node's gaps at the rank where the session's earlier gaps lay among their
+   like: slow sessions stay slow. The distribution handed out is that of the node.
+5. Remaining steps = P(continue) * mean residual life at n. Remaining tokens = those steps * growth per step, where
    the session's own growth counts from its first steps on.
-5. Trusted hints replace what they speak of.
+6. Trusted hints replace what they speak of.
 
 Source: paper (AEG, theta_conf 0.7, cold start 30 tasks).
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import exp, log
 from typing import Any
 
 from saga.errors import UsageError
@@ -29,7 +32,7 @@ from saga.events import Hints
 from saga.workflow import hints as said
 from saga.workflow.forecast import Forecast
 from saga.workflow.gaps import GapModel, bin_of
-from saga.workflow.graph import CHILD, END, START, USER, Node, Path, WorkflowGraph
+from saga.workflow.graph import CHILD, END, START, USER, Node, Path, WorkflowGraph, node_name
 from saga.workflow.hints import TRUSTED_FROM, HintTrust, SessionTrust
 
 _AVERAGE = "average of all kinds"
@@ -37,10 +40,12 @@ _AVERAGE_ORDER = 1
 _EVIDENCE_WEIGHT = 4.0
 _NODE_WEIGHT = 2.0
 _SESSION_WEIGHT = 4.0
+_PACE_KEEP, _PACE_WEIGHT, _EXTREME_RANK = 0.9, 2.0, 0.02
 _OVERLAP_KEEP = 0.7
 _OVERLAP_PRIOR = 0.5
-_HAZARD_POWER = 1.0
+_DEAF_BELOW = 0.6
 _SMALLEST_CHANCE = 1e-4
+_END_AFTER_USER, _END_AFTER_TOOL, _END_WEIGHT = 0.5, 0.03, 8.0
 _MAX_NAMES = 8192
 _FORMAT = 1
 
@@ -97,6 +102,8 @@ class Track:
         "node",
         "overlap",
         "overlap_weight",
+        "pace",
+        "pace_weight",
         "path",
         "steps",
         "trust",
@@ -116,6 +123,8 @@ class Track:
         self.waiting = False
         self.overlap = 0.0
         self.overlap_weight = 0.0
+        self.pace = 0.0
+        self.pace_weight = 0.0
         self.trust = trust
         self.trust_here: SessionTrust | None = None
         self.hints: Hints | None = None
@@ -140,7 +149,7 @@ class WorkflowModel:
         self._average = self._new_graph(_AVERAGE, None)
         self._kinds: dict[str, WorkflowGraph] = {}
         self._trust: dict[str, HintTrust] = {}
-        self._names: dict[tuple[str, ...], str] = {(): USER}
+        self._names: dict[tuple[str, ...], str] = {}
         self._hinted_gaps: dict[int, GapModel] = {}
 
     # kinds
@@ -232,6 +241,7 @@ class WorkflowModel:
             if track.hints is not None:
                 self._judge_arrival(track, gap_s)
             if gap_s is not None:
+                self._learn_pace(track, gap_s)
                 self._learn_gap(graph, node, bin_of(gap_s), by_user=gap_kind.startswith("user"))
             context = track.context_tokens
             growth = prompt_tokens - context if prompt_tokens > context else 0
@@ -254,6 +264,13 @@ class WorkflowModel:
         if not by_user:
             graph.gap.observe_bin(index)
             average.gap.observe_bin(index)
+
+    def _learn_pace(self, track: Track, gap_s: float) -> None:
+        """Whether this session's gaps are long or short among their like, as a mean logit of their rank."""
+        longer = min(max(track.node.gap.survival(gap_s), _EXTREME_RANK), 1.0 - _EXTREME_RANK)
+        kept = track.pace_weight * _PACE_KEEP
+        track.pace_weight = kept + 1.0
+        track.pace = (track.pace * kept + log((1.0 - longer) / longer)) / (kept + 1.0)
 
     def _learn_overlap(self, track: Track, share: float) -> None:
         track.node.overlap.observe(share)
@@ -299,8 +316,8 @@ class WorkflowModel:
     def _name(self, tool_calls: tuple[str, ...]) -> str:
         """Name of the node that an answer with these calls opens."""
         if len(self._names) >= _MAX_NAMES:
-            self._names = {(): USER}
-        name = self._names[tool_calls] = "+".join(sorted(set(tool_calls)))
+            self._names = {}
+        name = self._names[tool_calls] = node_name(tool_calls)
         return name
 
     def session_ended(self, track: Track) -> None:
@@ -394,7 +411,7 @@ class WorkflowModel:
         forecast = Forecast(
             chance,
             gap,
-            gap.quantile(0.5, waited_s),
+            gap.quantile(_usual_rank(track), waited_s),
             new_tokens,
             output_tokens,
             self._overlap(track),
@@ -409,21 +426,47 @@ class WorkflowModel:
 
     def _end_chance(self, track: Track, num_done: int, warm: float) -> float:
         """P(no step follows the `num_done`-th)."""
-        graph, average = track.graph, self._average
-        steps = graph.steps
+        steps = track.graph.steps
         hazard, base = steps.hazard(num_done), steps.base_hazard()
         if warm < 1.0:
-            cold = 1.0 - warm
-            hazard = warm * hazard + cold * average.steps.hazard(num_done)
-            base = warm * base + cold * average.steps.base_hazard()
+            average = self._average.steps
+            hazard = warm * hazard + (1.0 - warm) * average.hazard(num_done)
+            base = warm * base + (1.0 - warm) * average.base_hazard()
         if not track.waiting:
             return hazard
-        chance = graph.probability(track.path, END)
+        chance = track.graph.probability(track.path, END)
         if warm < 1.0:
-            chance = warm * chance + (1.0 - warm) * average.probability(track.average_path, END)
+            chance = warm * chance + (1.0 - warm) * self._usual_end_chance(track)
         chance = min(max(chance, _SMALLEST_CHANCE), 1.0 - _SMALLEST_CHANCE)
-        odds = chance / (1.0 - chance) * (hazard * (1.0 - base)) / ((1.0 - hazard) * base)
+        speaks = log(hazard * (1.0 - base) / ((1.0 - hazard) * base))
+        heard = speaks - min(max(speaks, -_DEAF_BELOW), _DEAF_BELOW)
+        odds = chance / (1.0 - chance) * exp(heard)
         return odds / (1.0 + odds)
+
+    def _usual_end_chance(self, track: Track) -> float:
+        """P(end | node) over all kinds; with nothing seen a called tool returns, and a human may not."""
+        path = track.average_path
+        prior = _END_AFTER_USER if track.node.name == USER else _END_AFTER_TOOL
+        seen = path[-1].total
+        return (self._average.probability(path, END) * seen + prior * _END_WEIGHT) / (seen + _END_WEIGHT)
+
+    def next_probability(self, track: Track, name: str) -> float:
+        """P(the next symbol is `name` | all that is known): the node that the next answer opens, or "end".
+
+        For a session in a gap; sums to one over `graph(kind).symbols()` of all kinds and one unseen symbol. O(order).
+        """
+        warm = min(1.0, track.graph.tasks / self.settings.cold_start_tasks)
+        ends = self._end_chance(track, track.steps, warm)
+        if name == END:
+            return ends
+        chance = self._symbol_chance(track, name, warm)
+        return (1.0 - ends) * chance / (1.0 - self._symbol_chance(track, END, warm))
+
+    def _symbol_chance(self, track: Track, name: str, warm: float) -> float:
+        chance = track.graph.probability(track.path, name)
+        if warm < 1.0:
+            chance = warm * chance + (1.0 - warm) * self._average.probability(track.average_path, name)
+        return chance
 
     def _overlap(self, track: Track) -> float:
         graph = track.graph
@@ -461,7 +504,7 @@ class WorkflowModel:
             gap = self._gap_around(hints.gap_s)
             expected_s = gap.quantile(0.5, waited_s)
         elif about is not None:
-            gap, expected_s = about.gap, about.gap.quantile(0.5, waited_s)
+            gap, expected_s = about.gap, about.gap.quantile(_usual_rank(track), waited_s)
         new_tokens = forecast.new_tokens
         if about is not None:
             new_tokens = about.growth.leaning_on(new_tokens, _NODE_WEIGHT)
@@ -511,6 +554,12 @@ class WorkflowModel:
         for kind, learned in data["kinds"].items():
             self.graph(kind).restore(learned)
             self._trust[kind].restore(data["trust"][kind])
+
+
+def _usual_rank(track: Track) -> float:
+    """The rank (0..1) among gaps of their kind at which this session's gaps lie: one half for a new session."""
+    weight = track.pace_weight
+    return 1.0 / (1.0 + exp(-track.pace * weight / (weight + _PACE_WEIGHT)))
 
 
 def _towards(chance: float, trust: float, *, yes: bool) -> float:
