@@ -10,6 +10,7 @@ from saga.workloads import generators
 from saga.workloads.limits import Fit
 from saga.workloads.plan import Limits, Workload
 from saga.workloads.synthetic import Source, SyntheticWorkload
+from saga.workloads.traces import TraceWorkload
 
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "swe_bench": generators.swe_bench,
@@ -31,6 +32,6 @@ def workload(name_or_path: str, limits: Limits, *, kv_tokens: int | None = None)
     if source is not None:
         return SyntheticWorkload(source(), fit)
     path = Path(name_or_path)
-    if not path.exists():
-        raise UnknownName("workload (nor is it a file)", name_or_path, BUILT_IN)
-    raise UnknownName("workload", name_or_path, BUILT_IN)
+    if not path.is_file():
+        raise UnknownName("workload, or trace file,", name_or_path, BUILT_IN)
+    return TraceWorkload(path, fit)

@@ -6,22 +6,24 @@ the same content and never says two things at one place. It refuses to know wher
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from saga.views import PromptPath
 
 
 class Conversation:
     """The context of one session: prompt and answer of its last call, as streams.
 
-    `first_stream`, `first_stream + 1`, ... are the session's own streams; `next_stream` is the first unused.
+    shared: what it begins with that others begin with too. streams: gives a new name for each stream of its own.
     """
 
-    __slots__ = ("_begun", "_head", "_stream", "context_tokens", "next_stream")
+    __slots__ = ("_begun", "_head", "_stream", "_streams", "context_tokens")
 
-    def __init__(self, first_stream: int, shared: PromptPath = ()) -> None:
+    def __init__(self, streams: Iterator[int], shared: PromptPath = ()) -> None:
         self._head = shared
         self._begun = sum(tokens for _, tokens in shared)
-        self._stream = first_stream
-        self.next_stream = first_stream + 1
+        self._streams = streams
+        self._stream = next(streams)
         self.context_tokens = self._begun
 
     def ask(self, prompt_tokens: int, output_tokens: int, kept_tokens: int | None = None) -> tuple[PromptPath, int]:
@@ -41,8 +43,7 @@ class Conversation:
         """Forget all but the first `kept` tokens and go on in a new stream."""
         self._head = cut((*self._head, (self._stream, self.context_tokens - self._begun)), kept)
         self._begun = kept
-        self._stream = self.next_stream
-        self.next_stream += 1
+        self._stream = next(self._streams)
 
 
 def cut(path: PromptPath, tokens: int) -> PromptPath:

@@ -41,14 +41,14 @@ class AgentShape:
     system_stream: int = 0
     max_prompt_tokens: int | None = None
 
-    def draw(self, rng: np.random.Generator, stream: int) -> tuple[list[Call], int]:
-        """One session whose own streams begin at `stream`, and the next free stream. O(calls)."""
+    def draw(self, rng: np.random.Generator, streams: Iterator[int]) -> list[Call]:
+        """The calls of one session. O(calls)."""
         mean, deviation, least, most = self.num_calls
         num_calls = int(min(max(round(rng.normal(mean, deviation)), least), most))
         appended, outputs = self._lengths(rng, num_calls)
         tools, gaps = self._gaps(rng, num_calls)
         first = int(rng.integers(self.first_tokens[0], self.first_tokens[1] + 1))
-        conversation = Conversation(stream, ((self.system_stream, self.system_tokens),))
+        conversation = Conversation(streams, ((self.system_stream, self.system_tokens),))
         limit = self.max_prompt_tokens or 1 << 60
         calls: list[Call] = []
         prompt, kept = first, None
@@ -58,7 +58,7 @@ class AgentShape:
             prompt, kept = prompt + output + more, None
             if prompt > limit:
                 prompt, kept = first + more, first
-        return calls, conversation.next_stream
+        return calls
 
     def _lengths(self, rng: np.random.Generator, num_calls: int) -> tuple[list[int], list[int]]:
         """Tokens appended after each call, and tokens answered."""
@@ -150,7 +150,8 @@ def ten_tenants() -> Source:
         tenant: _coder(_TENANT_CALLS[tenant.split("-")[0]], stream)
         for stream, tenant in enumerate(TENANT_RATES_PER_MIN)
     }
-    return Source("ten_tenants", _PAPER + "; bursts after BurstGPT", shapes, "swe_bench", BurstyArrivals(), TENANT_RATES_PER_MIN)
+    provenance = _PAPER + "; bursts after BurstGPT"
+    return Source("ten_tenants", provenance, shapes, "swe_bench", BurstyArrivals(), TENANT_RATES_PER_MIN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ It knows tokens, calls and seconds; it refuses to know where a task comes from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from saga.errors import UsageError
-from saga.workloads.plan import Call, Limits
+from saga.workloads.plan import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +38,19 @@ class Fit:
         """Longest gap in seconds; infinity where there is no limit."""
         return math.inf if self.limits.gap_cap_s is None else self.limits.gap_cap_s
 
-    def reason_against(self, root_calls: int, calls: Iterable[Call]) -> str | None:
-        """Why a task may not be used, None where it may. The number of calls is that of the root session. O(calls)."""
+    def reason_against(self, num_calls: int, longest_tokens: int) -> str | None:
+        """Why a task may not be used, None where it may.
+
+        num_calls: of its root session. longest_tokens: its longest context, output included, over all sessions.
+        """
         limits = self.limits
-        if root_calls < limits.min_calls:
+        if num_calls < limits.min_calls:
             return f"fewer than {limits.min_calls} calls"
-        if limits.max_calls is not None and root_calls > limits.max_calls:
+        if limits.max_calls is not None and num_calls > limits.max_calls:
             return f"more than {limits.max_calls} calls"
-        longest = max(call.prompt_tokens + call.output_tokens for call in calls)
-        if limits.max_context_tokens is not None and longest > limits.max_context_tokens:
+        if limits.max_context_tokens is not None and longest_tokens > limits.max_context_tokens:
             return f"context over {limits.max_context_tokens} tokens"
-        if self.kv_tokens is not None and longest > self.kv_tokens:
+        if self.kv_tokens is not None and longest_tokens > self.kv_tokens:
             return f"context over the {self.kv_tokens} KV tokens of a worker"
         return None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -27,8 +27,8 @@ Arrival: TypeAlias = tuple[float, str]
 class Shape(Protocol):
     """How one session of a kind of agent is drawn."""
 
-    def draw(self, rng: np.random.Generator, stream: int) -> tuple[list[Call], int]:
-        """The calls of one session whose own streams begin at `stream`, and the next free stream."""
+    def draw(self, rng: np.random.Generator, streams: Iterator[int]) -> list[Call]:
+        """The calls of one session; `streams` gives new names for the streams of its own."""
         ...
 
 
@@ -42,7 +42,10 @@ class Arrivals(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a synthetic workload is made of: one shape per tenant, when tasks arrive (None: closed loop), relative rates."""
+    """What a synthetic workload is made of.
+
+    shapes: by tenant. arrivals: when tasks come, None in a closed loop. rates: relative, by tenant; empty for equal.
+    """
 
     name: str
     provenance: str
@@ -85,10 +88,11 @@ class SyntheticWorkload:
         task_seed, arrival_seed = np.random.SeedSequence(seed).spawn(2)
         rng = np.random.Generator(np.random.PCG64(task_seed))
         source, fit, cap_s = self._source, self._fit, self._fit.gap_cap_s
-        stream, misses, number = FIRST_PRIVATE_STREAM, 0, 0
+        streams, misses, number = count(FIRST_PRIVATE_STREAM), 0, 0
         for arrival_s, tenant in self._arrivals(arrival_seed):
-            calls, stream = source.shapes[tenant].draw(rng, stream)
-            reason = fit.reason_against(len(calls), calls)
+            calls = source.shapes[tenant].draw(rng, streams)
+            longest = max(call.prompt_tokens + call.output_tokens for call in calls)
+            reason = fit.reason_against(len(calls), longest)
             if reason is not None:
                 misses += 1
                 self.skipped.reasons[reason] = self.skipped.reasons.get(reason, 0) + 1

@@ -39,3 +39,11 @@ def tool_class(tool: str) -> str:
 def tool_latency(tool: str) -> Quantiles:
     """The distribution of seconds that `tool` takes, by its class."""
     return PAPER_LATENCY_S[tool_class(tool)]
+
+
+USER_GAP_S = Quantiles(
+    (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0),
+    (0.5, 4.4, 21.9, 32.4, 56.2, 113.1, 261.7, 472.4, 603.2, 1467.9, 3028.2),
+)
+"""Seconds a person takes before the next turn: measured on mooncake_conversation (kvcache-ai/Mooncake,
+FAST25-release/traces/conversation_trace.jsonl, commit 3b5a5941, Apache-2.0); service time there is estimated."""
