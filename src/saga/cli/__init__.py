@@ -1,0 +1,1 @@
+"""The command `saga`: one file per command. The only package that prints."""

@@ -1,0 +1,156 @@
+"""Many runs on few processes: preset times seed, with one bar of progress, results in the order asked for.
+
+A worker process loads a workload once and keeps it. Errors cross processes as their message. This module refuses to
+know what a run means.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from saga.errors import PeerError, SagaError, UsageError
+
+if TYPE_CHECKING:
+    from saga.sim.config import SimConfig
+    from saga.sim.metrics import Run
+    from saga.workloads.plan import Limits, Workload
+
+_POLL_S = 0.2
+
+
+class Counts(Protocol):
+    """Shared integers: tasks finished by each run, and last a flag that says stop."""
+
+    def __getitem__(self, index: int) -> int: ...
+    def __setitem__(self, index: int, value: int) -> None: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what to simulate and which sessions of its workload to use."""
+
+    config: SimConfig
+    limits: Limits
+
+    def load(self) -> Workload:
+        """Its workload, as far as it fits into the KV memory of one worker; read once per process."""
+        from saga.engine.hardware import hardware
+
+        kv_tokens = self.config.kv_tokens or hardware(self.config.hardware).kv_tokens
+        return _load(self.config.workload, self.limits, kv_tokens)
+
+
+@functools.lru_cache(maxsize=8)
+def _load(name: str, limits: Limits, kv_tokens: int) -> Workload:
+    """The workload of this name or path."""
+    from saga.workloads.catalogue import workload
+
+    return workload(name, limits, kv_tokens=kv_tokens)
+
+
+def run_all(runs: Sequence[Job], *, jobs: int) -> list[Run]:
+    """Simulate them all, `jobs` at a time; one result each, in order.
+
+    Shows progress on standard error. Errors of the tree pass through; PeerError where a process dies.
+    """
+    num_tasks = sum(run.config.tasks for run in runs)
+    with _progress(num_tasks, "1 run" if len(runs) == 1 else f"{len(runs)} runs") as show:
+        if jobs == 1 or len(runs) == 1:
+            return _in_this_process(runs, show)
+        return _in_processes(runs, min(jobs, len(runs)), show)
+
+
+def _in_this_process(runs: Sequence[Job], show: Callable[[int], None]) -> list[Run]:
+    """One after the other."""
+    counts = [0] * (len(runs) + 1)
+    return [_simulate(run, index, counts, show) for index, run in enumerate(runs)]
+
+
+def _in_processes(runs: Sequence[Job], jobs: int, show: Callable[[int], None]) -> list[Run]:
+    """Side by side. Processes are spawned, not forked: nothing of this one leaks into them."""
+    context = multiprocessing.get_context("spawn")
+    counts = context.Array("q", len(runs) + 1, lock=False)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(counts,)) as pool:
+        futures = [pool.submit(_simulate_there, run, index) for index, run in enumerate(runs)]
+        try:
+            _watch(futures, counts, show)
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise PeerError("a simulating process died (out of memory?); try --jobs 1 or fewer --tasks") from error
+        except BaseException:
+            counts[len(runs)] = 1
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _watch(futures: Sequence[Future[Run]], counts: Counts, show: Callable[[int], None]) -> None:
+    """Show progress until all are done or one has failed."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=_POLL_S)
+        show(sum(counts[index] for index in range(len(futures))))
+        for future in done:
+            future.result()
+
+
+_counts: Counts = [0]
+
+
+def _begin(counts: Counts) -> None:
+    """First thing in a new process: an interrupt ends it without a word."""
+    global _counts  # noqa: PLW0603 - shared memory can be handed over only when the process starts
+    _counts = counts
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _simulate_there(run: Job, index: int) -> Run:
+    """One run in a worker process; errors come back as a message, since not all of them can travel."""
+    try:
+        return _simulate(run, index, _counts, lambda _finished: None)
+    except UsageError as error:
+        raise UsageError(str(error)) from None
+    except SagaError as error:
+        raise PeerError(f"{type(error).__name__}: {error}") from None
+
+
+def _simulate(run: Job, index: int, counts: Counts, show: Callable[[int], None]) -> Run:
+    """One run, counting its finished tasks in `counts[index]`."""
+    from saga.sim.driver import simulate
+
+    stop = len(counts) - 1
+
+    def count(num_finished: int) -> None:
+        if counts[stop]:
+            raise KeyboardInterrupt
+        counts[index] = num_finished
+        show(sum(counts[place] for place in range(stop)))
+
+    return simulate(run.config, run.load(), count)
+
+
+@contextmanager
+def _progress(num_tasks: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar over all tasks of all runs on a terminal; one plain line elsewhere."""
+    from rich.console import Console
+
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        console.print(f"simulating {what}, {num_tasks:,} tasks ...", highlight=False, soft_wrap=True)
+        yield lambda _finished: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(f"simulating {what}"), BarColumn(), MofNCompleteColumn(), TextColumn("tasks"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        row = bar.add_task(what, total=num_tasks)
+        yield lambda finished: bar.update(row, completed=finished)

@@ -1,0 +1,271 @@
+"""`saga sim`: the same tasks under several presets, and how they compare.
+
+Checks everything that can be wrong before the first run starts, so that no hour of simulation ends in a bad path. It
+refuses to know how a run goes (`saga.sim`) and what the numbers mean (`saga.bench`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saga.bench.files import write_whole
+from saga.cli.output import check_writable, print_table
+from saga.errors import UsageError
+
+if TYPE_CHECKING:
+    from saga.bench.report import ReportGroup
+    from saga.cli.farm import Job
+    from saga.sim.config import SimConfig
+    from saga.sim.metrics import Run
+    from saga.workloads.plan import Limits, Workload
+
+SCHEMA = 1
+_LOADS = ("agents_per_worker", "oversubscription", "rate_per_s", "as_recorded")
+_LOAD_FLAGS = "--agents-per-worker, --oversubscription, --rate, --as-recorded"
+_LOAD, _FLEET, _SOURCE, _OUTPUT = "Load (exactly one)", "Fleet", "Which sessions of a trace", "Output"
+
+
+def sim(
+    workload: Annotated[str, typer.Option(help="Built-in name or path of a trace; see `saga workload`.")],
+    preset: Annotated[
+        str, typer.Option(help="Names with commas between; the first is what the others are compared with.")
+    ] = "vllm_apc,saga",
+    agents_per_worker: Annotated[
+        float | None, typer.Option(help="Agents at work per worker, closed loop.", rich_help_panel=_LOAD)
+    ] = None,
+    oversubscription: Annotated[
+        float | None,
+        typer.Option(help="The same as a ratio: contexts of all agents / KV memory.", rich_help_panel=_LOAD),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Tasks arriving per second, open loop.", rich_help_panel=_LOAD)
+    ] = None,
+    as_recorded: Annotated[
+        bool, typer.Option("--as-recorded", help="Tasks arrive when the trace says.", rich_help_panel=_LOAD)
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Engines in the fleet.", rich_help_panel=_FLEET)] = 4,
+    hardware: Annotated[
+        str, typer.Option(help="Model and machine of one worker.", rich_help_panel=_FLEET)
+    ] = "llama3-70b-a100x4",
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="KV tokens of a worker [default: by hardware].", rich_help_panel=_FLEET)
+    ] = None,
+    dram_tokens: Annotated[
+        int | None, typer.Option(help="KV tokens in its host memory [default: by hardware].", rich_help_panel=_FLEET)
+    ] = None,
+    block_tokens: Annotated[int, typer.Option(help="Tokens of a KV block.", rich_help_panel=_FLEET)] = 16,
+    max_running: Annotated[int, typer.Option(help="Calls in one batch.", rich_help_panel=_FLEET)] = 256,
+    chunk_tokens: Annotated[int, typer.Option(help="Tokens of one engine step.", rich_help_panel=_FLEET)] = 2048,
+    max_context: Annotated[
+        int | None, typer.Option(help="Leave out sessions that grow beyond this.", rich_help_panel=_SOURCE)
+    ] = None,
+    min_calls: Annotated[int, typer.Option(help="Leave out shorter sessions.", rich_help_panel=_SOURCE)] = 1,
+    max_calls: Annotated[int | None, typer.Option(help="Leave out longer sessions.", rich_help_panel=_SOURCE)] = None,
+    gap_cap_s: Annotated[
+        float | None, typer.Option(help="Cut gaps between calls to this many seconds.", rich_help_panel=_SOURCE)
+    ] = None,
+    tasks: Annotated[int, typer.Option(help="Tasks per run.")] = 1000,
+    seeds: Annotated[int, typer.Option(help="Runs per preset, each with its own tasks.")] = 3,
+    jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 2,
+    json: Annotated[Path | None, typer.Option(help="Write all figures here.", rich_help_panel=_OUTPUT)] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.", rich_help_panel=_OUTPUT)] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Write events and decisions for `saga explain` (one run only).", rich_help_panel=_OUTPUT),
+    ] = None,
+) -> None:
+    """Replay a workload under several presets on a modelled fleet and compare completion times.
+
+    saga sim --workload swe_bench --preset vllm_apc,saga --oversubscription 1.2 --tasks 200
+
+    saga sim --workload my_trace.jsonl --preset vllm_apc,saga,infinite_kv --agents-per-worker 12 --report out.html
+
+    saga sim --workload swe_bench --preset saga --rate 0.2 --seeds 1 --log run.jsonl
+    """
+    from saga.cli.farm import Job
+    from saga.sim.config import SimConfig
+    from saga.workloads.plan import Limits
+
+    loads = {
+        "agents_per_worker": agents_per_worker,
+        "oversubscription": oversubscription,
+        "rate_per_s": rate,
+        "as_recorded": as_recorded or None,
+    }
+    _check_one_load(loads)
+    _check_counts(seeds=seeds, jobs=jobs)
+    names = check_presets(preset)
+    num_runs = len(names) * seeds
+    _check_outputs({"--json": json, "--report": report, "--log": log}, num_runs)
+    first = SimConfig(
+        preset=names[0],
+        workload=workload,
+        workers=workers,
+        hardware=hardware,
+        kv_tokens=kv_tokens,
+        dram_tokens=dram_tokens,
+        agents_per_worker=agents_per_worker,
+        oversubscription=oversubscription,
+        rate_per_s=rate,
+        as_recorded=as_recorded,
+        tasks=tasks,
+        block_tokens=block_tokens,
+        max_running=max_running,
+        chunk_tokens=chunk_tokens,
+        log_path=None if log is None else str(log),
+        detail=report is not None,
+    )
+    limits = Limits(max_context_tokens=max_context, min_calls=min_calls, max_calls=max_calls, gap_cap_s=gap_cap_s)
+    comparison = compare([Job(first, limits)], names, seeds=seeds, jobs=jobs)[0]
+    comparison.show()
+    if json is not None:
+        write_whole(json, comparison.as_json())
+    if report is not None:
+        from saga.bench.report import write_report
+
+        write_report(report, f"SAGA: {workload}, simulated", [comparison.as_group()])
+        typer.echo(f"report: {report}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One workload under several presets: the common configuration, the runs, and what they amount to."""
+
+    config: SimConfig
+    limits: Limits
+    source: Workload
+    runs: Sequence[Run]
+    figures: Sequence[Mapping[str, object]]
+    summary: Sequence[Mapping[str, object]]
+
+    def show(self) -> None:
+        """Print heading, tables and sentences."""
+        from saga.bench.tables import meaning, preset_table, tenant_table
+
+        typer.echo(f"{self.source.name}: {self.source.provenance}")
+        typer.echo(self.setting())
+        if self.source.skipped.reasons:
+            typer.echo(f"left out: {self.skipped_in_words()}")
+        typer.echo()
+        print_table(preset_table(self.figures, self.summary))
+        tenants = tenant_table(self.figures)
+        if tenants is not None:
+            print_table(tenants)
+        for sentence in meaning(self.figures, self.summary):
+            typer.echo(sentence)
+
+    def setting(self) -> str:
+        """The experiment in one line."""
+        config = self.config
+        load = next(f"{name} {getattr(config, name)}" for name in _LOADS if getattr(config, name))
+        return (
+            f"{config.workers} workers of {config.hardware}, {load.replace('_', ' ')}, {config.tasks:,} tasks per run"
+        )
+
+    def skipped_in_words(self) -> str:
+        """Sessions left out, by reason."""
+        return ", ".join(f"{count} sessions ({reason})" for reason, count in self.source.skipped.reasons.items())
+
+    def as_json(self) -> str:
+        """The whole comparison, schema 1, for other programs."""
+        import msgspec
+
+        varying = ("preset", "seed", "workload", "log_path", "detail")
+        config = {key: value for key, value in self.config.as_dict().items() if key not in varying}
+        document = {
+            "schema": SCHEMA,
+            "kind": "simulated",
+            "workload": self.config.workload,
+            "config": config | {"limits": dataclasses.asdict(self.limits)},
+            "skipped": self.source.skipped.reasons,
+            "runs": self.figures,
+            "summary": self.summary,
+        }
+        return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+
+    def as_group(self) -> ReportGroup:
+        """What the report draws."""
+        from saga.bench.report import ReportGroup
+
+        notes = [self.setting(), f"left out: {self.skipped_in_words()}" if self.source.skipped.reasons else ""]
+        details = {run.preset: run.detail for run in reversed(self.runs) if run.detail is not None}
+        return ReportGroup(
+            workload=self.source.name,
+            notes=(self.source.provenance, *filter(None, notes)),
+            runs=self.figures,
+            summary=self.summary,
+            details={name: details[name] for name in dict.fromkeys(run.preset for run in self.runs) if name in details},
+        )
+
+
+def compare(bases: Sequence[Job], presets: Sequence[str], *, seeds: int, jobs: int) -> list[Comparison]:
+    """Run every base configuration under every preset and seed, all in one pool; one comparison per base.
+
+    Detail is kept for the first seed only, which is what a report draws.
+    """
+    from saga.bench.tables import summarise
+    from saga.cli.farm import Job, run_all
+
+    sources = [base.load() for base in bases]
+    wanted = [
+        Job(
+            dataclasses.replace(base.config, preset=name, seed=seed, detail=base.config.detail and seed == 0),
+            base.limits,
+        )
+        for base in bases
+        for seed in range(seeds)
+        for name in presets
+    ]
+    runs = run_all(wanted, jobs=jobs)
+    each = seeds * len(presets)
+    comparisons = []
+    for index, (base, source) in enumerate(zip(bases, sources, strict=True)):
+        own = runs[index * each : (index + 1) * each]
+        figures = [{"preset": run.preset, "seed": run.seed, **run.metrics} for run in own]
+        comparisons.append(Comparison(base.config, base.limits, source, own, figures, summarise(figures)))
+    return comparisons
+
+
+def check_presets(names: str) -> list[str]:
+    """The names between the commas; UnknownName or UsageError where one is unknown, empty or twice there."""
+    from saga.presets import preset
+
+    found = [name.strip() for name in names.split(",")]
+    if len(set(found)) < len(found):
+        raise UsageError(f"--preset {names}: a preset is named twice; name each once")
+    return [preset(name).name for name in found]
+
+
+def _check_one_load(loads: Mapping[str, object]) -> None:
+    """Exactly one way to set the load."""
+    given = [name for name, value in loads.items() if value is not None]
+    if len(given) != 1:
+        problem = "no load given" if not given else f"{len(given)} loads given"
+        raise UsageError(f"{problem}; give exactly one of {_LOAD_FLAGS}")
+
+
+def _check_counts(**counts: int) -> None:
+    """Whole numbers of at least one."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UsageError(f"--{name} {value}: must be at least 1")
+
+
+def _check_outputs(paths: Mapping[str, Path | None], num_runs: int) -> None:
+    """Every file can be written, none is named twice, and a log is of one run."""
+    wanted = {flag: path for flag, path in paths.items() if path is not None}
+    for flag, path in wanted.items():
+        check_writable(path, flag)
+    if len({path.resolve() for path in wanted.values()}) < len(wanted):
+        raise UsageError(f"{', '.join(wanted)}: the same file is named twice; name each output differently")
+    if "--log" in wanted and num_runs != 1:
+        raise UsageError(f"--log records one run, not {num_runs}; give one --preset and --seeds 1")
+    if "--report" in wanted:
+        from saga.bench.report import check_installed
+
+        check_installed()
