@@ -1,0 +1,261 @@
+"""The scheduler's decisions, told as short scenes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from saga import commands as do
+from saga import events as ev
+from saga.cache.ttl import FixedTtl, Forever
+from saga.errors import ProtocolError
+from saga.presets import preset
+from saga.scheduler.composition import Caps
+from saga.scheduler.sessions import State
+
+from .conftest import dispatched, of
+
+HOLDS_30_S = replace(preset("saga"), retention=FixedTtl(30.0))
+
+
+def test_a_first_step_goes_where_least_is_reserved(stage):
+    """Two new sessions on two workers do not share one of them."""
+    at = stage(HOLDS_30_S, workers=2)
+    first = dispatched(at.arrive("a", 0, 1_000))
+    second = dispatched(at.arrive("b", 0, 1_000))
+    assert [first, second] == [[("a/0", "w0")], [("b/0", "w1")]]
+
+
+def test_a_session_that_returns_within_its_reservation_is_dispatched_at_once(stage):
+    """Others fill the worker meanwhile; the place across the gap is kept all the same."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("a", 0, 4_000)
+    at.finish("a", 0, "w0", 4_000)
+    at.arrive("b", 0, 4_000)
+    assert of(do.Hold, at.arrive("c", 0, 4_000))
+    at.wait(5.0)
+    assert dispatched(at.arrive("a", 1, 4_100)) == [("a/1", "w0")]
+
+
+def test_a_session_that_does_not_fit_waits_and_is_let_in_when_another_ends(stage):
+    """Admission holds the third of three; the end of one lets it in, with a reason."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("a", 0, 4_500)
+    at.arrive("b", 0, 4_500)
+    held = at.arrive("c", 0, 4_500)
+    assert [(c.step, c.reason) for c in of(do.Hold, held)] == [("c/0", "waits for room on any worker")]
+    at.finish("a", 0, "w0", 4_500)
+    let_in = at.end("a")
+    assert dispatched(let_in) == [("c/0", "w0")]
+    assert "room came free" in of(do.Dispatch, let_in)[0].reason
+
+
+def test_an_expired_reservation_gives_its_room_to_who_waits(stage):
+    """After 30 s away the place is gone: the waiting session gets it, the absent one is paused."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("a", 0, 6_000)
+    at.finish("a", 0, "w0", 6_000)
+    at.arrive("b", 0, 6_000)
+    commands = at.wait(31.0)
+    assert [c.session for c in of(do.Release, commands)] == ["a"]
+    assert dispatched(commands) == [("b/0", "w0")]
+
+
+def test_a_session_is_never_refused_an_empty_worker(stage):
+    """A context above alpha of the device still runs, alone."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    assert dispatched(at.arrive("a", 0, 9_900)) == [("a/0", "w0")]
+
+
+def test_a_prompt_that_fits_no_worker_is_rejected_with_the_reason(stage):
+    """It would wait for ever: it is told so at once."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    rejected = of(do.Reject, at.arrive("a", 0, 10_001))
+    assert [c.reason for c in rejected] == ["a prompt of 10001 tokens fits no worker"]
+
+
+def test_older_tasks_come_first_whoever_asked_first(stage):
+    """A returning session of an old task overtakes a new one that waits already."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("old", 0, 4_000)
+    at.finish("old", 0, "w0", 4_000)
+    at.arrive("big", 0, 5_000)
+    at.wait(31.0)  # old loses its place
+    at.arrive("young", 0, 5_000)
+    at.arrive("old", 1, 5_000)
+    at.finish("big", 0, "w0", 5_000)
+    assert dispatched(at.end("big"))[0] == ("old/1", "w0")
+
+
+def test_what_sessions_share_is_counted_once(stage):
+    """Three sessions of 4,000 tokens fit into 10,000 when 3,000 of each are the same system prompt."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    for name in ("a", "b", "c"):
+        assert dispatched(at.arrive(name, 0, 4_000, prefix="system", prefix_tokens=3_000)) == [(f"{name}/0", "w0")]
+    assert at.scheduler.fleet.get("w0").active_tokens == 3_000 + 3 * 1_000 + sum(
+        int(s.expected_output_tokens) for s in at.scheduler.sessions
+    )
+
+
+def test_when_contexts_outgrow_the_device_the_youngest_that_is_away_is_paused(stage):
+    """Growth beyond capacity costs the youngest idle session its place, never a running one."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    for name in ("a", "b", "c"):
+        at.arrive(name, 0, 3_000)
+        at.wait(0.1)
+    at.finish("b", 0, "w0", 3_000)
+    at.finish("c", 0, "w0", 3_000)
+    commands = at.finish("a", 0, "w0", 3_000, output_tokens=1_500)
+    assert [c.session for c in of(do.Release, commands)] == ["c"]
+
+
+def test_a_lost_worker_loses_no_step(stage):
+    """Its running step goes to the other worker, and nothing points at the lost one."""
+    at = stage(HOLDS_30_S, workers=2)
+    at.arrive("a", 0, 1_000)
+    assert dispatched(at.tell(ev.WorkerLost(at.at_s, "w0"))) == [("a/0", "w1")]
+
+
+def test_a_failed_step_is_tried_again_and_a_late_answer_of_the_lost_attempt_is_ignored(stage):
+    """Exactly one terminal outcome per step."""
+    at = stage(HOLDS_30_S, workers=2)
+    at.arrive("a", 0, 1_000)
+    again = dispatched(at.tell(ev.StepFailed(at.at_s, "a/0", "w0", "connection reset")))
+    assert len(again) == 1
+    worker = again[0][1]
+    at.finish("a", 0, worker, 1_000)
+    assert at.finish("a", 0, "w0", 1_000) == []
+
+
+def test_a_cancelled_step_leaves_its_place_to_the_next(stage):
+    """A client that goes away while waiting blocks nobody; one that runs frees its room."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("a", 0, 6_000)
+    at.arrive("b", 0, 6_000)
+    at.arrive("c", 0, 6_000)
+    at.tell(ev.StepCancelled(at.at_s, "b/0"))
+    assert dispatched(at.tell(ev.StepCancelled(at.at_s, "a/0"))) == [("c/0", "w0")]
+
+
+def test_steps_of_one_session_do_not_overlap(stage):
+    """A second step of a session waits for the first, and runs when it is done."""
+    at = stage(HOLDS_30_S)
+    at.arrive("a", 0, 1_000)
+    assert [c.step for c in of(do.Hold, at.arrive("a", 1, 1_100))] == ["a/1"]
+    assert dispatched(at.finish("a", 0, "w0", 1_000)) == [("a/1", "w0")]
+
+
+def test_a_session_kept_from_home_for_too_long_goes_elsewhere_with_its_prefix(stage):
+    """After the patience of 20 s another worker with room takes it, and the move carries the KV."""
+    at = stage(HOLDS_30_S, workers=2, kv_tokens=10_000)
+    at.arrive("a", 0, 6_000)
+    at.arrive("x", 0, 9_000)
+    at.finish("a", 0, "w0", 6_000)
+    at.wait(31.0)  # a is paused
+    at.arrive("b", 0, 9_000)  # takes w0
+    assert of(do.Hold, at.arrive("a", 1, 6_100))
+    at.finish("x", 0, "w1", 9_000)
+    at.end("x")
+    commands = at.wait(21.0)
+    assert [(c.source, c.target) for c in of(do.Migrate, commands)] == [("w0", "w1")]
+    assert dispatched(commands) == [("a/1", "w1")]
+
+
+def test_the_tenant_with_less_service_is_let_in_first(stage):
+    """Two tenants wait; the one that has had less goes first although it came later."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("h1", 0, 9_000, tenant="heavy")
+    at.arrive("l0", 0, 9_000, tenant="light")
+    at.arrive("h2", 0, 9_000, tenant="heavy")
+    at.finish("h1", 0, "w0", 9_000)
+    assert dispatched(at.end("h1")) == [("l0/0", "w0")]
+
+
+def test_an_open_door_lets_everything_through_to_sticky_workers(stage):
+    """The baseline never holds; a session stays with its worker."""
+    at = stage("vllm_apc", workers=2, kv_tokens=1_000)
+    first = [dispatched(at.arrive(name, 0, 900))[0][1] for name in "abcd"]
+    assert first == ["w0", "w1", "w0", "w1"]
+    at.finish("a", 0, "w0", 900)
+    assert dispatched(at.arrive("a", 1, 950)) == [("a/1", "w0")]
+
+
+def test_a_session_cap_holds_until_a_session_ends(stage):
+    """The hand-tuned cap counts sessions, whatever their size."""
+    cap = replace(preset("session_cap"), admission=type(preset("session_cap").admission)(max_sessions=1), retention=Forever())
+    at = stage(cap)
+    at.arrive("a", 0, 10)
+    at.arrive("b", 0, 10)
+    at.finish("a", 0, "w0", 10)
+    assert at.wait(10_000.0) == []
+    assert dispatched(at.end("a")) == [("b/0", "w0")]
+
+
+def test_an_idle_worker_steals_the_last_call_that_waits_elsewhere(stage):
+    """T_idle after it fell idle it takes one from a worker with more than R_max times its load."""
+    at = stage("saga_paper", workers=2, kv_tokens=1_000_000)
+    for name in "abcdef":
+        at.arrive(name, 0, 10)
+    for name in "bdf":
+        at.finish(name, 0, "w1", 10)
+    commands = at.wait(0.2)
+    assert [(c.step, c.worker) for c in of(do.Preempt, commands)] == [("e/0", "w0")]
+    assert dispatched(commands) == [("e/0", "w1")]
+
+
+def test_time_does_not_run_back(stage):
+    """An event older than the last is refused, and so is one at no time."""
+    at = stage()
+    at.tell(ev.Tick(5.0))
+    with pytest.raises(ProtocolError, match="does not run back"):
+        at.scheduler.handle(ev.Tick(4.0))
+    with pytest.raises(ProtocolError):
+        at.scheduler.handle(ev.Tick(float("nan")))
+
+
+def test_a_step_id_that_is_live_cannot_arrive_again(stage):
+    """Two live steps of one name would make every later fact ambiguous."""
+    at = stage()
+    at.arrive("a", 0, 10)
+    with pytest.raises(ProtocolError, match="a/0"):
+        at.arrive("a", 0, 10)
+
+
+def test_what_is_idle_for_too_long_is_forgotten(stage):
+    """Ages bound the state: a session that never ends by itself is ended, and released on its worker."""
+    at = stage(HOLDS_30_S, caps=Caps(idle_s=60.0))
+    at.arrive("a", 0, 10)
+    at.finish("a", 0, "w0", 10)
+    at.wait(61.5)
+    released = at.tell(ev.Tick(at.at_s))
+    assert [(c.session, c.standing) for c in of(do.Release, released)] == [("a", do.Standing.ENDED)]
+    assert len(at.scheduler.sessions) == 0
+
+
+def test_the_number_of_sessions_is_capped(stage):
+    """The least recently seen idle session makes room."""
+    at = stage(HOLDS_30_S, caps=Caps(max_sessions=3))
+    for index in range(10):
+        at.arrive(f"s{index}", 0, 10)
+        at.finish(f"s{index}", 0, "w0", 10)
+    assert len(at.scheduler.sessions) <= 4
+
+
+def test_a_draining_worker_takes_nothing_new(stage):
+    """What it has it finishes; its sessions go elsewhere at their next step."""
+    at = stage(HOLDS_30_S, workers=2)
+    at.arrive("a", 0, 10)
+    at.tell(ev.WorkerDraining(at.at_s, "w0"))
+    at.finish("a", 0, "w0", 10)
+    assert dispatched(at.arrive("a", 1, 20)) == [("a/1", "w1")]
+    assert dispatched(at.arrive("b", 0, 20)) == [("b/0", "w1")]
+
+
+def test_steps_that_come_before_any_worker_wait_for_the_first(stage):
+    """An empty fleet loses nothing."""
+    for name in ("vllm_apc", "saga"):
+        at = stage(name, workers=0)
+        assert of(do.Hold, at.arrive("a", 0, 10))
+        assert dispatched(at.tell(ev.WorkerJoined(at.at_s, "w9", 10_000))) == [("a/0", "w9")]
+        assert at.scheduler.sessions.get("a").state is State.RUNNING
