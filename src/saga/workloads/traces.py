@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,9 @@ from saga.workloads.tool_latency import USER_GAP_S, tool_latency
 class TraceWorkload:
     """Tasks of a recorded trace. Satisfies `plan.Workload`.
 
-    A task is a session that nobody spawned, with the sessions below it. Task k of a run is a copy of the k-th task of a
-    seeded permutation of the trace, which is permuted again when it is used up. tenants: share of the tasks by tenant.
+    A task is a session that nobody spawned, with the sessions below it. Where the trace has a clock, tasks come in order
+    of arrival from a seeded place on, the first at 0 s, and the trace begins again at its end: load and bursts stay as
+    recorded. Else they come in a seeded permutation, permuted again when it is used up. tenants: share by tenant.
     Reading costs O(rows); a copy about 2 us per call. Raises TraceError, and UsageError where no session fits.
     """
 
@@ -49,26 +50,42 @@ class TraceWorkload:
     @property
     def recorded(self) -> tuple[Task, ...]:
         """The tasks of the trace once each, in its order: copy 0 of each."""
-        return tuple(_copy(task, 0, self._num_shared, self._num_private) for task in self._templates)
+        return tuple(self._copy(task, 0, task.arrival_s) for task in self._templates)
 
     def tasks(self, num_tasks: int, seed: int) -> Iterator[Task]:
         """`num_tasks` tasks, the same for the same seed; fewer tasks are a prefix of more."""
         if num_tasks < 0:
             raise UsageError(f"num_tasks must not be negative: {num_tasks}")
-        return islice(self._resampled(seed), num_tasks)
-
-    def _resampled(self, seed: int) -> Iterator[Task]:
         rng = np.random.Generator(np.random.PCG64(seed))
-        copy = 0
-        while True:
+        arrivals = [task.arrival_s for task in self._templates if task.arrival_s is not None]
+        clocked = len(arrivals) == len(self._templates)
+        return islice(self._in_time(rng, arrivals) if clocked else self._permuted(rng), num_tasks)
+
+    def _permuted(self, rng: np.random.Generator) -> Iterator[Task]:
+        for copy in count():
             for index in rng.permutation(len(self._templates)).tolist():
-                yield _copy(self._templates[index], copy, self._num_shared, self._num_private)
-            copy += 1
+                yield self._copy(self._templates[index], copy, None)
+
+    def _in_time(self, rng: np.random.Generator, arrivals: list[float]) -> Iterator[Task]:
+        order = sorted(range(len(arrivals)), key=arrivals.__getitem__)
+        start = int(rng.integers(len(order)))
+        begin_s, end_s = arrivals[order[0]], arrivals[order[-1]]
+        round_s = (end_s - begin_s) * (1 + 1 / len(order))  # the last interval is as long as the mean
+        for k in count(start):
+            copy, place = divmod(k, len(order))
+            index = order[place]
+            at_s = arrivals[index] - arrivals[order[start]] + copy * round_s
+            yield self._copy(self._templates[index], copy, at_s)
+
+    def _copy(self, task: Task, copy: int, arrival_s: float | None) -> Task:
+        return _copied(task, copy, self._num_shared + copy * self._num_private - 1, arrival_s)
 
 
-def _copy(task: Task, copy: int, num_shared: int, num_private: int) -> Task:
-    """Copy number `copy` of a template: own names, own private streams. O(calls x streams)."""
-    above = num_shared + copy * num_private - 1
+def _copied(task: Task, copy: int, above: int, arrival_s: float | None) -> Task:
+    """Copy number `copy` of a template: own names, private streams -1, -2, ... as above + 1, above + 2, ...
+
+    O(calls x streams).
+    """
     mark = f"#{copy}"
     sessions = []
     for session in task.sessions:
@@ -87,7 +104,7 @@ def _copy(task: Task, copy: int, num_shared: int, num_private: int) -> Task:
             for call in session.calls
         )
         sessions.append(SessionPlan(session.session + mark, calls, session.parent))
-    return Task(task.task + mark, task.tenant, task.workflow, task.source, tuple(sessions), task.arrival_s)
+    return Task(task.task + mark, task.tenant, task.workflow, task.source, tuple(sessions), arrival_s)
 
 
 class _Templates:
