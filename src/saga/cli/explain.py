@@ -17,12 +17,13 @@ from typing import Annotated, TypeAlias, TypeVar
 import msgspec
 import typer
 
-from saga.commands import AnyCommand, Dispatch, Hold, Reject
+from saga import commands
 from saga.errors import TraceError, UsageError
 from saga.events import AnyEvent, StepArrived, StepFinished
 
 SCHEMA = 1
 _NUM_LISTED = 20
+_COMMANDS = {kind.__name__ for kind in commands.Command.__subclasses__()}
 _HIDDEN = {"type", "at_s", "reason", "session", "task", "step", "tenant", "workflow", "parent", "prefix", "gap_kind"}
 
 
@@ -40,18 +41,30 @@ class LogLine(msgspec.Struct):
     """Any other line: an event, or a command that the scheduler gave at a time."""
 
     event: AnyEvent | None = None
-    command: AnyCommand | None = None
-    at_s: float | None = None
+    command: dict[str, object] | None = None
+    at_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One line about a session. what: the event or command; decided: whether the scheduler chose it."""
+    """One line about a session: an event that happened, or the fields of a command that the scheduler gave."""
 
     at_s: float
-    step: str | None
-    decided: bool
-    what: AnyEvent | AnyCommand
+    what: AnyEvent | dict[str, object]
+
+    @property
+    def is_decision(self) -> bool:
+        """Whether the scheduler chose this."""
+        return isinstance(self.what, dict)
+
+    def get(self, name: str) -> str | None:
+        """A field that is text, None where there is none."""
+        found = self.what.get(name) if isinstance(self.what, dict) else getattr(self.what, name, None)
+        return found if isinstance(found, str) else None
+
+    def is_command(self, kind: type[commands.Command]) -> bool:
+        """Whether this is a command of that kind."""
+        return self.is_decision and self.get("type") == kind.__name__
 
 
 @dataclass
@@ -104,9 +117,9 @@ def explain(
         _list(header, stories, as_json=as_json)
         return
     story = _find(stories, session)
-    moments = [moment for moment in story.moments if step is None or moment.step == step]
+    moments = [moment for moment in story.moments if step is None or moment.get("step") == step]
     if not moments:
-        steps = list(dict.fromkeys(moment.step for moment in story.moments if moment.step))
+        steps = list(dict.fromkeys(name for moment in story.moments if (name := moment.get("step"))))
         raise UsageError(f"session {session!r} has no step {step!r}; it has {_some(steps)}")
     if as_json:
         _write_json(moments)
@@ -124,14 +137,15 @@ def read_log(path: Path) -> tuple[LogHeader, Stories]:
     decoder = msgspec.json.Decoder(LogLine)
     stories: Stories = {}
     session_of: dict[str, str] = {}
-    at_s = 0.0
     for number, text in lines:
         line = _decode(decoder, path, number, text)
-        what: AnyEvent | AnyCommand | None = line.event if line.event is not None else line.command
-        if what is None:
-            raise TraceError(path, "neither an event nor a command; expected one of these keys", line=number)
-        at_s = line.event.at_s if line.event is not None else (line.at_s if line.at_s is not None else at_s)
-        _note(stories, session_of, Moment(at_s, getattr(what, "step", None), line.command is not None, what))
+        if line.event is not None:
+            moment = Moment(line.event.at_s, line.event)
+        elif line.command is not None and line.command.get("type") in _COMMANDS:
+            moment = Moment(line.at_s, line.command)
+        else:
+            raise TraceError(path, "neither an event nor a known command", line=number)
+        _note(stories, session_of, moment)
     return header, stories
 
 
@@ -173,7 +187,7 @@ def _note(stories: Stories, session_of: dict[str, str], moment: Moment) -> None:
     if isinstance(what, StepArrived):
         session_of[what.step] = what.session
         stories.setdefault(what.session, Story(what.session, what.task, what.tenant))
-    session = getattr(what, "session", None) or session_of.get(moment.step or "")
+    session = moment.get("session") or session_of.get(moment.get("step") or "")
     if session in stories:
         stories[session].moments.append(moment)
 
@@ -206,14 +220,14 @@ def _list(header: LogHeader, stories: Stories, *, as_json: bool) -> None:
 
 def _row(story: Story) -> Row:
     """A session in numbers."""
-    facts = [moment.what for moment in story.moments]
+    moments = story.moments
     return Row(
         session=story.session,
         task=story.task,
         tenant=story.tenant,
-        steps=sum(isinstance(fact, StepArrived) for fact in facts),
-        held=sum(isinstance(fact, Hold) for fact in facts),
-        workers=sorted({fact.worker for fact in facts if isinstance(fact, Dispatch)}),
+        steps=sum(isinstance(moment.what, StepArrived) for moment in moments),
+        held=sum(moment.is_command(commands.Hold) for moment in moments),
+        workers=sorted({str(moment.get("worker")) for moment in moments if moment.is_command(commands.Dispatch)}),
     )
 
 
@@ -226,7 +240,7 @@ def _tell(header: LogHeader, story: Story, moments: list[Moment]) -> None:
         if isinstance(moment.what, StepArrived) and previous is not None:
             typer.echo()
         previous = moment
-        typer.echo(f"{moment.at_s:>12.3f} s  {'=> ' if moment.decided else '   '}{_in_words(moment.what)}")
+        typer.echo(f"{moment.at_s:>12.3f} s  {'=> ' if moment.is_decision else '   '}{_in_words(moment.what)}")
 
 
 def _title(header: LogHeader) -> str:
@@ -234,24 +248,26 @@ def _title(header: LogHeader) -> str:
     return f"{header.workload} under {header.preset}, seed {header.seed} (simulated)"
 
 
-def _in_words(what: AnyEvent | AnyCommand) -> str:
+def _in_words(what: AnyEvent | dict[str, object]) -> str:
     """One moment in one line."""
-    name = type(what).__name__
     match what:
         case StepArrived():
-            shared = "" if what.common_tokens is None else f", {what.common_tokens:,} of them known"
-            return f"step {what.step} arrives: {what.prompt_tokens:,} prompt tokens{shared}"
+            known = "" if what.common_tokens is None else f", the first {what.common_tokens:,} as in the last call"
+            return f"step {what.step} arrives: {what.prompt_tokens:,} prompt tokens{known}"
         case StepFinished():
-            tools = f"; calls {', '.join(what.tool_calls)}" if what.tool_calls else "; answers the user"
-            found = f"{what.cached_tokens:,} from the device, {what.host_tokens:,} from the host"
-            return f"finished on {what.worker}: {what.output_tokens:,} tokens; prompt {found}{tools}"
-        case Hold() | Reject():
-            return f"{name}: {what.reason}"
+            tools = f"; calls {', '.join(what.tool_calls)}" if what.tool_calls else ""
+            found = f"{what.cached_tokens:,} found on the device, {what.host_tokens:,} brought from elsewhere"
+            return f"finished on {what.worker}: {what.output_tokens:,} tokens; of the prompt {found}{tools}"
+        case dict():
+            return _named(what, str(what["type"])) + f": {what.get('reason', '')}"
         case _:
-            known = msgspec.to_builtins(what)
-            rest = ", ".join(f"{key} {_short(value)}" for key, value in known.items() if key not in _HIDDEN)
-            reason = known.get("reason")
-            return f"{name} {rest}" + (f": {reason}" if reason else "")
+            return _named(msgspec.to_builtins(what), type(what).__name__)
+
+
+def _named(fields: dict[str, object], name: str) -> str:
+    """`Name key value, key value`, without what the reader knows already."""
+    rest = [f"{key} {_short(value)}" for key, value in fields.items() if key not in _HIDDEN and value is not None]
+    return " ".join((name, ", ".join(rest))).strip()
 
 
 def _short(value: object) -> str:
@@ -267,7 +283,7 @@ def _some(names: list[str]) -> str:
 def _write_json(moments: list[Moment]) -> None:
     """One object per line: at_s, decided, and the event or command itself."""
     for moment in moments:
-        line = {"at_s": moment.at_s, "decided": moment.decided, "what": moment.what}
+        line = {"at_s": moment.at_s, "decision": moment.is_decision, "what": moment.what}
         sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
 
 

@@ -61,7 +61,7 @@ def root(
 def main() -> None:
     """Run the command line and leave the process with the right exit code; an expected error is one line."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="saga", standalone_mode=False)
     except UsageError as error:
         _leave(error, EXIT_USAGE)
     except SagaError as error:

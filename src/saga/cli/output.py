@@ -42,11 +42,12 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH_OF_A_FILE)
     for piece in _pieces(table, max(1, (console.width - _LABEL_WIDTH) // _COLUMN_WIDTH)):
-        shown = RichTable(title=piece.title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        shown = RichTable(box=SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(piece.columns):
             shown.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
         for row in piece.rows:
             shown.add_row(*row)
+        console.print(piece.title, style="dim", soft_wrap=True)
         console.print(shown)
 
 
