@@ -62,29 +62,32 @@ def _counts(scheduler: Scheduler, worker: Worker) -> None:
     _law(3, len(worker.unstarted) <= worker.num_running, f"{name} has more unstarted than running steps")
 
 
-def _shared_once(sessions: list[tuple[str, int]]) -> int:
+def _longest(sessions: list[Session]) -> int:
     longest: dict[str, int] = {}
-    for prefix, tokens in sessions:
-        longest[prefix] = max(longest.get(prefix, 0), tokens)
+    for session in sessions:
+        if session.prefix:
+            longest[session.prefix] = max(longest.get(session.prefix, 0), session.prefix_tokens)
     return sum(longest.values())
 
 
 def _ledger(worker: Worker) -> None:
-    active = list(worker.active.values())
+    active, residents = list(worker.active.values()), list(worker.residents.values())
     own = sum(s.own_tokens for s in active)
     growth = sum(s.growth_tokens for s in active)
-    shared = worker.active_tokens - own
-    most = _shared_once([(s.prefix, s.prefix_tokens) for s in active if s.prefix])
-    _law(4, 0 <= shared <= most, f"{worker.worker} counts {shared} shared tokens of at most {most}")
+    counted = {"active": own + worker.active_shared.tokens, "live": _own_live(residents) + worker.live_shared.tokens}
+    _law(4, counted["active"] == worker.active_tokens, f"{worker.worker}: {worker.active_tokens} active, {counted}")
+    _law(4, counted["live"] == worker.live_tokens, f"{worker.worker}: {worker.live_tokens} live, {counted}")
+    _law(4, worker.active_shared.tokens >= _longest(active), f"{worker.worker} forgot a shared prefix of the active")
+    _law(4, worker.live_shared.tokens >= _longest(residents), f"{worker.worker} forgot a shared prefix of the live")
     _law(
         4,
         isclose(worker.reserved_tokens, worker.active_tokens + growth, rel_tol=1e-6, abs_tol=1.0),
         f"{worker.worker} reserves {worker.reserved_tokens}, its sessions {worker.active_tokens + growth}",
     )
-    residents = list(worker.residents.values())
-    live = sum(s.context_tokens - min(s.prefix_tokens, s.context_tokens) if s.prefix else s.context_tokens for s in residents)
-    live += _shared_once([(s.prefix, s.prefix_tokens) for s in residents if s.prefix])
-    _law(4, live == worker.live_tokens, f"{worker.worker} counts {worker.live_tokens} live tokens, there are {live}")
+
+
+def _own_live(residents: list[Session]) -> int:
+    return sum(max(0, s.context_tokens - s.prefix_tokens) if s.prefix else s.context_tokens for s in residents)
 
 
 def _reservation(scheduler: Scheduler, session: Session) -> None:

@@ -13,7 +13,10 @@ from saga.views import WorkerView
 
 
 class Shared:
-    """Reference counts of shared prefixes; their tokens count once however many sessions hold them."""
+    """Reference counts of shared prefixes; their tokens count once however many sessions hold them.
+
+    A prefix counts for the longest that any holder has named since it was first held.
+    """
 
     __slots__ = ("_count", "_tokens")
 
@@ -21,37 +24,52 @@ class Shared:
         self._count: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
 
-    def extra(self, prefix: str, tokens: int) -> int:
+    def missing(self, prefix: str, tokens: int) -> int:
         """Tokens that one more holder would add. O(1)."""
-        return max(0, tokens - self._tokens.get(prefix, 0)) if prefix else tokens
+        return max(0, tokens - self._tokens.get(prefix, 0))
 
     def add(self, prefix: str, tokens: int) -> int:
         """Count a holder in; returns the tokens added."""
-        if not prefix:
-            return tokens
-        added = self.extra(prefix, tokens)
+        added = self.missing(prefix, tokens)
         self._count[prefix] = self._count.get(prefix, 0) + 1
         self._tokens[prefix] = self._tokens.get(prefix, 0) + added
         return added
 
-    def remove(self, prefix: str, tokens: int) -> int:
+    def remove(self, prefix: str) -> int:
         """Count a holder out; returns the tokens freed: all with the last holder, else none."""
-        if not prefix:
-            return tokens
         self._count[prefix] -= 1
         if self._count[prefix]:
             return 0
         del self._count[prefix]
         return self._tokens.pop(prefix)
 
+    @property
+    def tokens(self) -> int:
+        """What all held prefixes count for together. O(prefixes)."""
+        return sum(self._tokens.values())
+
     def __len__(self) -> int:
         return len(self._count)
+
+
+def _own(session: Session, context_tokens: int) -> int:
+    """The part of a context that is not shared; without a named prefix nothing is."""
+    return max(0, context_tokens - session.prefix_tokens) if session.prefix else context_tokens
 
 
 class Worker(WorkerView):
     """A worker's record: the view that policies see, and the ledger behind it."""
 
-    __slots__ = ("active", "active_shared", "idle_since_s", "last_epoch_s", "live_shared", "lost", "residents", "unstarted")
+    __slots__ = (
+        "active",
+        "active_shared",
+        "idle_since_s",
+        "last_epoch_s",
+        "live_shared",
+        "lost",
+        "residents",
+        "unstarted",
+    )
 
     def __init__(self, event: WorkerJoined, index: int) -> None:
         super().__init__(event.worker, index, event.kv_tokens)
@@ -72,12 +90,14 @@ class Worker(WorkerView):
 
     def need(self, session: Session, context_tokens: int, growth_tokens: float) -> float:
         """Tokens that reserving the session would add, the shared prefix only if nobody holds it yet."""
-        prefix_tokens = min(session.prefix_tokens, context_tokens)
-        return context_tokens - prefix_tokens + growth_tokens + self.active_shared.extra(session.prefix, prefix_tokens)
+        own_tokens = _own(session, context_tokens)
+        if session.prefix:
+            return own_tokens + growth_tokens + self.active_shared.missing(session.prefix, session.prefix_tokens)
+        return own_tokens + growth_tokens
 
     def reserve(self, session: Session, context_tokens: int, growth_tokens: float) -> None:
         """Count the session as active with this context, or change what it counts for. O(1)."""
-        own_tokens = context_tokens - min(session.prefix_tokens, context_tokens)
+        own_tokens = _own(session, context_tokens)
         if session.reserved:
             self.active_tokens += own_tokens - session.own_tokens
             self.reserved_tokens += own_tokens - session.own_tokens + growth_tokens - session.growth_tokens
@@ -85,7 +105,9 @@ class Worker(WorkerView):
             session.reserved = True
             self.active[session.session] = session
             self.num_active += 1
-            tokens = own_tokens + self.active_shared.add(session.prefix, min(session.prefix_tokens, context_tokens))
+            tokens = own_tokens
+            if session.prefix:
+                tokens += self.active_shared.add(session.prefix, session.prefix_tokens)
             self.active_tokens += tokens
             self.reserved_tokens += tokens + growth_tokens
         session.own_tokens = own_tokens
@@ -96,7 +118,7 @@ class Worker(WorkerView):
         session.reserved = False
         del self.active[session.session]
         self.num_active -= 1
-        tokens = session.own_tokens + (self.active_shared.remove(session.prefix, 0) if session.prefix else 0)
+        tokens = session.own_tokens + (self.active_shared.remove(session.prefix) if session.prefix else 0)
         self.active_tokens -= tokens
         self.reserved_tokens -= tokens + session.growth_tokens
         if not self.num_active:
@@ -105,18 +127,17 @@ class Worker(WorkerView):
         session.growth_tokens = 0.0
 
     def settle(self, session: Session) -> None:
-        """The session lives here from now on; `resident_tokens` of it count. O(1)."""
+        """The session lives here from now on; its context counts. O(1)."""
         session.lives_at = self.worker
         self.residents[session.session] = session
         self.num_live += 1
-        self.live_tokens += self.live_shared.add(session.prefix, session.prefix_tokens) if session.prefix else 0
-        self.live_tokens += session.context_tokens - min(session.prefix_tokens, session.context_tokens)
+        if session.prefix:
+            self.live_tokens += self.live_shared.add(session.prefix, session.prefix_tokens)
+        self.live_tokens += _own(session, session.context_tokens)
 
     def grow(self, session: Session, context_tokens: int) -> None:
         """Its context is now this long. O(1)."""
-        shared = session.prefix_tokens
-        old, new = session.context_tokens, context_tokens
-        self.live_tokens += (new - min(shared, new)) - (old - min(shared, old))
+        self.live_tokens += _own(session, context_tokens) - _own(session, session.context_tokens)
         session.context_tokens = context_tokens
 
     def leave(self, session: Session) -> None:
@@ -124,8 +145,9 @@ class Worker(WorkerView):
         session.lives_at = ""
         del self.residents[session.session]
         self.num_live -= 1
-        self.live_tokens -= self.live_shared.remove(session.prefix, 0) if session.prefix else 0
-        self.live_tokens -= session.context_tokens - min(session.prefix_tokens, session.context_tokens)
+        if session.prefix:
+            self.live_tokens -= self.live_shared.remove(session.prefix)
+        self.live_tokens -= _own(session, session.context_tokens)
 
 
 class Fleet:

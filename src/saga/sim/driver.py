@@ -326,6 +326,7 @@ class Simulation:
         self._due[worker] = float("inf")
         for outcome in self.fleet.engines[worker].advance(at_s):
             if outcome.kind == "finished":
+                assert outcome.request is not None
                 self._finished(worker, outcome.request, outcome.at_s)
             elif outcome.kind == "first_token":
                 self._tell(ev.FirstToken(at_s, outcome.step, worker))
