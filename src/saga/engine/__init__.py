@@ -1,0 +1,23 @@
+"""The modelled engine: a stand-in for stock vLLM v1 in virtual time.
+
+Read `batching.py` first; `kv_pool.py`, `host_tier.py` and `link.py` are what it holds, `latency.py` and
+`hardware.py` what it costs. Nothing here reads a clock or knows tenants, workflows or the scheduler.
+"""
+
+from saga.engine.batching import EngineRequest, EngineSettings, ModelledEngine, Outcome
+from saga.engine.hardware import HARDWARE, Hardware, hardware, load_hardware
+from saga.engine.latency import ConstantLatency, Latency, LatencyModel
+
+__all__ = [
+    "HARDWARE",
+    "ConstantLatency",
+    "EngineRequest",
+    "EngineSettings",
+    "Hardware",
+    "Latency",
+    "LatencyModel",
+    "ModelledEngine",
+    "Outcome",
+    "hardware",
+    "load_hardware",
+]

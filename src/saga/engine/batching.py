@@ -1,0 +1,880 @@
+"""The modelled engine: continuous batching as stock vLLM v1 does it, in virtual time.
+
+Theory of operation. An iteration serves the running calls first, one token for each that decodes or a chunk for
+the one that prefills, within a budget of tokens; a running call that cannot get a block preempts the last running
+one (or, with priorities, the one that matters least), possibly itself. Then, if nothing was preempted, the head of
+the waiting queue is admitted while it fits: its cached prefix is looked up only now, its whole prompt must fit in
+free and evictable blocks, and the first that does not fit ends the loop. Source: vLLM 0.32 `Scheduler.schedule`,
+`KVCacheManager.allocate_slots` (scheduler_reserve_full_isl).
+
+Iterations in which nobody is admitted and nobody prefills are all alike, so the engine plans as many of them as
+pass before something changes (a *jump*) and cuts the plan at the end of the iteration in progress when something
+is submitted. Decoding calls are kept in sums: their number, their contexts, and a histogram of context mod
+block_tokens that says how many new blocks any run of iterations needs, so that a jump costs O(block_tokens).
+
+An iteration's seconds are shared by its calls in proportion to the tokens they had in it: `service_s`.
+
+Times come in as arguments and never run back. The engine refuses to know tenants, workflows and other workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf
+from typing import Any, NamedTuple
+
+from saga.cache.eviction import EvictionPolicy
+from saga.cache.prefix_lru import PrefixLru
+from saga.commands import Standing
+from saga.engine.host_tier import EndedFirst, HostTier
+from saga.engine.kv_pool import KvPool, Lease, Span, spans_of
+from saga.engine.latency import Latency
+from saga.engine.link import Link
+from saga.engine.queues import FcfsQueue, PriorityQueue, WaitingQueue
+from saga.errors import InvariantViolated, UnknownName, UsageError
+from saga.views import PromptPath
+
+_INFINITE_BLOCKS = 1 << 48
+
+_NO_LEASE = Lease("", (), 0)
+
+_WAITING, _LOADING, _PREFILL, _DECODE, _GONE = range(5)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """One worker. Tokens are tokens of KV or of prompt; queue is "fcfs" or "priority" (lower runs first).
+
+    host_kv_tokens and load_tokens_per_s: DRAM tier, none where either is 0. move_tokens_per_s: network that prefixes
+    from other workers arrive over. infinite_kv: nothing is ever evicted or refused for lack of blocks.
+    report_residency: emit "removed" outcomes. max_jump_iterations: 1 steps through every iteration, same outcomes.
+    """
+
+    kv_tokens: int
+    block_tokens: int = 16
+    max_running: int = 256
+    chunk_tokens: int = 2048
+    prefix_caching: bool = True
+    queue: str = "fcfs"
+    eviction: EvictionPolicy = field(default_factory=PrefixLru)
+    host_kv_tokens: int = 0
+    host_eviction: EvictionPolicy = field(default_factory=EndedFirst)
+    load_tokens_per_s: float = 0.0
+    move_tokens_per_s: float = 0.0
+    infinite_kv: bool = False
+    report_residency: bool = False
+    max_jump_iterations: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work. Raises UsageError, UnknownName."""
+        if self.queue not in ("fcfs", "priority"):
+            raise UnknownName("engine queue", self.queue, ("fcfs", "priority"))
+        for name in ("kv_tokens", "block_tokens", "max_running", "chunk_tokens", "max_jump_iterations"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"engine {name} = {getattr(self, name)} must be at least 1")
+        if self.kv_tokens < self.block_tokens:
+            raise UsageError(f"engine kv_tokens = {self.kv_tokens} must hold at least one block of {self.block_tokens}")
+        if self.chunk_tokens <= self.max_running:
+            raise UsageError(
+                f"engine chunk_tokens = {self.chunk_tokens} must be above max_running = {self.max_running}: "
+                "every running call needs a token per iteration"
+            )
+
+
+class EngineRequest:
+    """One call as the engine sees it: the first seven fields come in, the next ones are filled in.
+
+    arrival_s, started_s (first scheduled), first_token_s, finished_s: seconds, nan until known. cached_tokens: prompt
+    tokens found on the device, host_tokens: loaded from the host tier, moved_tokens: brought from another worker, each
+    at the first admission. prefilled_tokens: all tokens prefilled, again after preemption too. service_s: share of
+    device seconds. The fields after these are the engine's own notes.
+    """
+
+    __slots__ = (
+        "admission",
+        "arrival_s",
+        "cached_tokens",
+        "computed",
+        "entry",
+        "finish",
+        "finished_s",
+        "first_token_s",
+        "generated",
+        "host_tokens",
+        "joined",
+        "lease",
+        "moved_tokens",
+        "num_preemptions",
+        "output_tokens",
+        "path",
+        "prefilled_tokens",
+        "priority",
+        "prompt_tokens",
+        "sequence",
+        "service_s",
+        "session",
+        "share",
+        "spans",
+        "started_s",
+        "state",
+        "step",
+        "task_arrival_s",
+    )
+
+    def __init__(
+        self,
+        step: str,
+        session: str,
+        path: PromptPath,
+        prompt_tokens: int,
+        output_tokens: int,
+        priority: int = 0,
+        task_arrival_s: float = 0.0,
+    ) -> None:
+        self.step = step
+        self.session = session
+        self.path = path
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.priority = priority
+        self.task_arrival_s = task_arrival_s
+        self.renew()
+
+    def renew(self) -> None:
+        """As if never submitted: a call taken back from one engine may go to another."""
+        self.arrival_s = self.started_s = self.first_token_s = self.finished_s = float("nan")
+        self.cached_tokens = self.host_tokens = self.moved_tokens = self.prefilled_tokens = self.num_preemptions = 0
+        self.service_s = self.share = 0.0
+        self.state = _GONE
+        self.entry: list[Any] = []
+        self.lease = _NO_LEASE
+        self.spans: tuple[Span, ...] = ()
+        self.computed = self.generated = self.joined = self.finish = self.admission = self.sequence = 0
+
+
+class Outcome(NamedTuple):
+    """What became visible. kind: "first_token", "finished" (step, request) or "removed" (session, tokens left)."""
+
+    kind: str
+    at_s: float
+    step: str = ""
+    request: EngineRequest | None = None
+    session: str = ""
+    device_tokens: int = 0
+    host_tokens: int = 0
+
+
+class _Transfer:
+    """Blocks on their way to the device: for one request that waits, or (request None) for a session's next call."""
+
+    __slots__ = ("blocked", "blocks", "lease", "moved", "ready_s", "request", "session", "spans")
+
+    def __init__(self, session: str, spans: tuple[Span, ...], blocks: int, ready_s: float) -> None:
+        self.session = session
+        self.spans = spans
+        self.blocks = blocks
+        self.ready_s = ready_s
+        self.lease = _NO_LEASE
+        self.request: EngineRequest | None = None
+        self.blocked: list[EngineRequest] = []
+        self.moved = False
+
+
+class ModelledEngine:
+    """One worker. Every method costs O(log running) plus the segments it touches, amortised."""
+
+    def __init__(self, settings: EngineSettings, latency: Latency) -> None:
+        self.settings = settings
+        self.latency = latency
+        block = settings.block_tokens
+        report = settings.report_residency
+        num_blocks = _INFINITE_BLOCKS if settings.infinite_kv else settings.kv_tokens // block
+        self.pool = KvPool(num_blocks, block, settings.eviction, report_evicted=report)
+        self.host: HostTier | None = None
+        if settings.host_kv_tokens >= block and settings.load_tokens_per_s > 0 and settings.prefix_caching:
+            self.host = HostTier(
+                settings.host_kv_tokens,
+                block,
+                settings.load_tokens_per_s,
+                settings.host_eviction,
+                report_evicted=report,
+            )
+        self._network = Link(settings.move_tokens_per_s) if settings.move_tokens_per_s > 0 else None
+        self._block = block
+        self._requests: dict[str, EngineRequest] = {}
+        self._queue: WaitingQueue = FcfsQueue() if settings.queue == "fcfs" else PriorityQueue()
+        self._running: dict[str, EngineRequest] = {}  # in order of admission
+        self._partial: EngineRequest | None = None  # the one running call that prefills; always the last admitted
+        self._holding: dict[str, EngineRequest] = {}  # waiting calls whose loaded blocks are already theirs
+        self._sequence = 0
+        # The decoding calls as sums, at iteration boundary `_iteration`, time `_now`.
+        self._now = 0.0
+        self._iteration = 0
+        self._num_decodes = 0
+        self._context = 0
+        self._residues = [0] * block  # [(context - iteration) mod block]
+        self._finishes: list[tuple[int, int, EngineRequest]] = []
+        self._share = 0.0  # device seconds that a call which decodes all the time would have got
+        self._grown = -1  # the iteration whose new decode blocks are already taken
+        # The plan: `_length` iterations from `_now`, 0 for none.
+        self._length = 0
+        self._end = inf
+        self._prefills: list[tuple[EngineRequest, int]] = []
+        self._stalled: list[EngineRequest] = []
+        self._cut = False  # somebody was preempted in the plan: one iteration, nobody admitted
+        # Transfers, and what waits for the next boundary.
+        self._arrivals: list[tuple[float, int, _Transfer]] = []
+        self._inbound: dict[str, _Transfer] = {}
+        self._ordered: list[_Transfer] = []
+        self._cancelled: list[EngineRequest] = []
+        self._outcomes: list[Outcome] = []
+
+    # What a driver asks
+
+    def submit(self, request: EngineRequest, at_s: float) -> None:
+        """Queue a call. Raises UsageError where it can never fit, or its path does not add up."""
+        needed = -(-(request.prompt_tokens + request.output_tokens - 1) // self._block)
+        if needed > self.pool.num_blocks:
+            raise UsageError(
+                f"step {request.step!r} needs {needed} KV blocks, the worker has {self.pool.num_blocks}: "
+                f"prompt {request.prompt_tokens} + output {request.output_tokens} tokens"
+            )
+        if request.prompt_tokens < 1 or request.output_tokens < 1:
+            raise UsageError(f"step {request.step!r}: prompt_tokens and output_tokens must be at least 1")
+        if request.step in self._requests:
+            raise UsageError(f"step {request.step!r} is already here")
+        self._run_to(at_s)
+        request.renew()
+        request.arrival_s = at_s
+        request.spans = spans_of(request.path, self._block)
+        self._sequence += 1
+        request.sequence = self._sequence
+        request.state = _WAITING
+        self._requests[request.step] = request
+        behind = len(self._queue) > 0
+        self._queue.push(request)
+        # Behind a head that already waits nothing changes before the plan's end.
+        if not behind or self._queue.head() is request:
+            self._interrupt(at_s)
+
+    def cancel(self, step: str, at_s: float) -> bool:
+        """Take a call away, waiting or running; False where unknown. A running one leaves after its iteration."""
+        request = self._requests.pop(step, None)
+        if request is None:
+            return False
+        self._run_to(at_s)
+        self._interrupt(at_s)
+        if request.state == _WAITING:
+            self._dequeue(request)
+            if request.lease is not _NO_LEASE:
+                self._close(request)
+            request.state = _GONE
+        else:
+            self._cancelled.append(request)
+        return True
+
+    def reprioritize(self, step: str, priority: int, at_s: float | None = None) -> None:
+        """Change a call's priority; with `at_s` a new head of the queue is tried after the iteration in progress."""
+        request = self._requests.get(step)
+        if request is None or request.priority == priority:
+            return
+        request.priority = priority
+        if request.entry and self.settings.queue == "priority":
+            self._queue.discard(request)
+            self._queue.push(request)
+            if at_s is not None and self._queue.head() is request:
+                self._interrupt(at_s)
+
+    def next_event_s(self) -> float:
+        """When to call `advance` next if nothing is submitted before; inf when idle.
+
+        Nothing becomes visible earlier. Starts the next iteration: calls submitted later at the same instant miss it.
+        """
+        if self._outcomes:
+            return self._outcomes[0].at_s
+        if self._length or self._plan():
+            return self._end
+        return self._wake_s()
+
+    def advance(self, to_s: float) -> list[Outcome]:
+        """Run everything up to and including `to_s`; outcomes in order of time."""
+        self._run_to(to_s)
+        outcomes = self._outcomes
+        if not outcomes or outcomes[-1].at_s <= to_s:
+            self._outcomes = []
+            return outcomes
+        self._outcomes = [outcome for outcome in outcomes if outcome.at_s > to_s]
+        return [outcome for outcome in outcomes if outcome.at_s <= to_s]
+
+    def _run_to(self, to_s: float) -> None:
+        """Commit every plan that ends by `to_s`. The iteration that would start then is not begun."""
+        while True:
+            if self._length:
+                if self._end > to_s:
+                    break
+                self._commit()
+            elif self._now >= to_s or not self._plan():
+                wake_s = self._wake_s()
+                if self._now >= to_s or wake_s > to_s:
+                    break
+                self._now = max(self._now, wake_s)
+
+    def set_standing(
+        self,
+        session: str,
+        standing: Standing,
+        *,
+        expected_use_s: float = inf,
+        reuse_probability: float = 1.0,
+        at_s: float,
+    ) -> None:
+        """Tell the eviction policies about a session. `at_s` only documents the caller's clock."""
+        self.pool.set_standing(session, standing, expected_use_s, reuse_probability)
+        if self.host is not None:
+            self.host.pool.set_standing(session, standing, expected_use_s, reuse_probability)
+
+    def offload(self, session: str, at_s: float) -> None:
+        """Let the session's idle device blocks go; their copy in the host tier, made when its call ended, stays."""
+        owner = self.pool.owners.get(session)
+        if self.host is not None and owner is not None:
+            blocks = self.pool.lookup(owner.spans, owner.tokens // self._block)
+            self.host.store(session, owner.spans, blocks * self._block, at_s)
+            self.pool.discard(session)
+
+    def prefetch(self, session: str, at_s: float) -> None:
+        """Load the session's prefix from the host tier in the background; a call that comes meanwhile waits for it."""
+        owner = self.host.pool.owners.get(session) if self.host is not None else None
+        if self.host is None or owner is None or session in self._inbound:
+            return
+        full = owner.tokens // self._block
+        blocks, here = self.host.lookup(owner.spans, full), self.pool.lookup(owner.spans, full)
+        if blocks > here:
+            self._order(_Transfer(session, owner.spans, blocks, self.host.load(blocks - here, at_s)), at_s)
+
+    def export_tokens(self, session: str) -> int:
+        """Leading tokens of the session's last context that are here, on the device or in the host tier."""
+        owner = self.pool.owners.get(session)
+        if owner is None and self.host is not None:
+            owner = self.host.pool.owners.get(session)
+        if owner is None:
+            return 0
+        full = owner.tokens // self._block
+        blocks = self.pool.lookup(owner.spans, full)
+        if self.host is not None:
+            blocks = max(blocks, self.host.lookup(owner.spans, full))
+        return blocks * self._block
+
+    def import_prefix(
+        self, session: str, path: PromptPath, tokens: int, at_s: float, ready_s: float | None = None
+    ) -> float:
+        """The first `tokens` of `path` arrive from another worker; when they are here, seconds.
+
+        ready_s: when, where the caller models the network; else over this worker's own link. A call of the session
+        that is submitted meanwhile waits for them. What finds no room is left out.
+        """
+        spans = spans_of(path, self._block)
+        full = tokens // self._block
+        missing = full - self.pool.lookup(spans, full)
+        if ready_s is None:
+            if self._network is None:
+                raise UsageError("import_prefix needs move_tokens_per_s above 0 or ready_s")
+            ready_s = self._network.transfer(max(0, missing) * self._block, at_s)
+        if missing > 0 and self.settings.prefix_caching and session not in self._inbound:
+            transfer = _Transfer(session, spans, full, ready_s)
+            transfer.moved = True
+            self._order(transfer, at_s)
+        return ready_s
+
+    def report(self) -> tuple[int, int, int, int]:
+        """(running calls, waiting calls, KV tokens held by running calls, KV tokens resident), at the last boundary."""
+        pool = self.pool
+        running = len(self._running)
+        held, resident = pool.num_blocks - pool.available, pool.num_blocks - pool.free
+        return running, len(self._requests) - running, held * self._block, resident * self._block
+
+    # Plan: what the next iterations do
+
+    def _plan(self) -> bool:
+        """Plan from `_now`; False where there is nothing to do until something arrives."""
+        while True:
+            self._settle()
+            self._cut = broken = False
+            if self._num_decodes and self._grown != self._iteration:
+                if not self.pool.reserve(self._residues[-self._iteration % self._block]):
+                    broken = self._squeeze()
+                self._grown = self._iteration
+            budget = self.settings.chunk_tokens - self._num_decodes
+            if self._partial is not None and not broken:
+                budget = self._continue_prefill(self._partial, budget)
+            if not self._cut and budget and len(self._queue):
+                self._admit(budget)
+            if self.settings.report_residency:
+                self._report_removed()
+            if self._prefills or self._num_decodes:
+                self._measure()
+                return True
+            if not self._cut:
+                return False
+            self._rejoin()
+            self._grown = -1
+
+    def _measure(self) -> None:
+        """Length and end of the plan."""
+        latency, decodes = self.latency, self._num_decodes
+        context = self._context + decodes
+        if self._prefills:
+            tokens = work = 0
+            for request, new in self._prefills:
+                tokens += new
+                work += new * (request.computed + new)
+            self._length = 1
+            self._end = self._now + latency.iteration_s(tokens, work, decodes, context)
+            return
+        length = 1
+        if not self._cut:
+            length = min(self._next_finish() - self._iteration, self.settings.max_jump_iterations)
+            length = 1 + self._growth_limit(length - 1)
+            if self._arrivals and length > 1:
+                wait_s = self._arrivals[0][0] - self._now
+                length = max(1, latency.decode_iterations_within(decodes, context, length, wait_s))
+        self._length = length
+        self._end = self._now + latency.decode_run_s(decodes, context, length)
+
+    def _next_finish(self) -> int:
+        finishes = self._finishes
+        while finishes[0][2].finish != finishes[0][0]:
+            heappop(finishes)
+        return finishes[0][0]
+
+    def _growth(self, iterations: int) -> int:
+        """Blocks that the decoding calls take in `iterations` iterations after the present one. O(block_tokens)."""
+        block, residues = self._block, self._residues
+        cycles, rest = divmod(iterations, block)
+        first = self._iteration + 1
+        return cycles * self._num_decodes + sum([residues[-i % block] for i in range(first, first + rest)])
+
+    def _growth_limit(self, iterations: int) -> int:
+        """How many of these further iterations the pool can feed."""
+        available = self.pool.available
+        if self._growth(iterations) <= available:
+            return iterations
+        fed = available // self._num_decodes * self._block
+        while self._growth(fed + 1) <= available:
+            fed += 1
+        return fed
+
+    def _squeeze(self) -> bool:
+        """The blocks do not suffice for this iteration: serve the running calls in order, preempting. Slow, exact.
+
+        True: a call preempted itself, which ends the turn: the calls behind it are set aside for one iteration.
+        """
+        turn = list(self._running.values())
+        grown: set[str] = set()
+        for position, request in enumerate(turn):
+            if request.state != _DECODE or request.step not in self._running or request.step in grown:
+                continue
+            if (request.computed + self._iteration - request.joined) % self._block:
+                continue
+            while request.step in self._running and not self.pool.reserve(1):
+                victim = self._victim()
+                self._preempt(victim, extra=1 if victim.step in grown else 0)
+                grown.discard(victim.step)
+            if request.step not in self._running:
+                self._stall(turn[position + 1 :])
+                return True
+            grown.add(request.step)
+        return False
+
+    def _stall(self, requests: list[EngineRequest]) -> None:
+        for request in requests:
+            if request.state == _DECODE and request.step in self._running:
+                self._leave_decode(request, 0)
+                self._stalled.append(request)
+
+    def _victim(self) -> EngineRequest:
+        running = self._running
+        if self.settings.queue == "fcfs":
+            return running[next(reversed(running))]
+        return max(running.values(), key=lambda request: (request.priority, request.arrival_s, request.sequence))
+
+    def _continue_prefill(self, request: EngineRequest, budget: int) -> int:
+        """The next chunk of the running prefill; budget left."""
+        new = min(request.prompt_tokens + request.generated - request.computed, budget)
+        while request.state == _PREFILL and not self._take(request, request.computed + new):
+            victim = self._victim()
+            self._preempt(victim, extra=self._extra(victim))
+        if request.state != _PREFILL:
+            return 0
+        self._prefills.append((request, new))
+        return budget - new
+
+    def _take(self, request: EngineRequest, tokens: int) -> bool:
+        lease = request.lease
+        return self.pool.grow(lease, tokens, publish=self.settings.prefix_caching)
+
+    def _admit(self, budget: int) -> None:
+        """Admit waiting calls from the head while they fit."""
+        queue, running, settings = self._queue, self._running, self.settings
+        while budget and len(queue) and len(running) < settings.max_running:
+            request = queue.head()
+            transfer = self._inbound.get(request.session) if self._inbound else None
+            if transfer is not None and request.lease is _NO_LEASE:
+                queue.discard(request)
+                request.state = _LOADING
+                transfer.blocked.append(request)
+                continue
+            target = request.prompt_tokens + request.generated
+            if request.lease is _NO_LEASE:
+                if not self._look_up(request, target):
+                    break
+                if request.state == _LOADING:
+                    continue
+            elif -(-target // self._block) - request.lease.blocks > self.pool.available and not self._unwedge(request):
+                break
+            self._dequeue(request)
+            new = min(target - request.computed, budget)
+            if not self._take(request, request.computed + new):
+                raise InvariantViolated(f"E1 an admitted call fits: {request.step!r}")
+            budget -= new
+            self._start(request)
+            self._prefills.append((request, new))
+
+    def _look_up(self, request: EngineRequest, target: int) -> bool:
+        """Find the cached prefix and hold it, or start loading it; False where the whole prompt does not fit."""
+        pool, block = self.pool, self._block
+        spans = request.spans
+        hit = loaded = 0
+        if self.settings.prefix_caching:
+            most = (target - 1) // block
+            hit = pool.lookup(spans, most)
+            if self.host is not None:
+                loaded = max(0, self.host.lookup(spans, most) - hit)
+        need = -(-target // block) - hit
+        if need > pool.available or need + (idle := pool.idle_within(spans, hit)) > pool.available:
+            return self._unwedge(request) and self._look_up(request, target)
+        if loaded and loaded + idle + self._reserved() > pool.available:
+            return False
+        request.lease = pool.open(request.session, spans, hit)
+        request.computed = (hit + loaded) * block
+        if not request.num_preemptions:
+            self._note_hit(request, hit, loaded)
+        if loaded and self.host is not None:
+            self._load(request, hit + loaded, self.host.load(loaded, self._now))
+        return True
+
+    def _note_hit(self, request: EngineRequest, hit: int, loaded: int) -> None:
+        owner = self.pool.owners.get(request.session)
+        moved = 0
+        if owner is not None and owner.moved[1]:
+            first, end = owner.moved
+            moved = max(0, min(hit, end) - first)
+            owner.moved = (0, 0)
+        request.moved_tokens = moved * self._block
+        request.cached_tokens = (hit - moved) * self._block
+        request.host_tokens = loaded * self._block
+
+    def _load(self, request: EngineRequest, blocks: int, ready_s: float) -> None:
+        """Start the load of a call's own prefix; it waits outside the queue, its blocks are taken now."""
+        self._queue.discard(request)
+        request.state = _LOADING
+        self.pool.grow(request.lease, blocks * self._block, publish=False)
+        transfer = _Transfer(request.session, request.spans, blocks, ready_s)
+        transfer.lease, transfer.request = request.lease, request
+        self._fly(transfer)
+
+    def _reserved(self) -> int:
+        """Blocks that prompts already begun still need: a load must leave them (vLLM `reserved_blocks`)."""
+        begun = [transfer.request for _, _, transfer in self._arrivals]
+        total = 0
+        for request in (self._partial, *begun, *self._holding.values(), *(request for request, _ in self._prefills)):
+            if request is not None and request.lease is not _NO_LEASE:
+                target = request.prompt_tokens + request.generated
+                total += max(0, -(-target // self._block) - request.lease.blocks)
+        return total
+
+    def _unwedge(self, request: EngineRequest) -> bool:
+        """With nothing running or on its way, the last waiting call that holds loaded blocks gives them back."""
+        if self._running or self._arrivals:
+            return False
+        holder = next((other for other in reversed(self._holding.values()) if other is not request), None)
+        if holder is None:
+            return False
+        self._close(holder)
+        holder.computed = 0
+        return True
+
+    def _dequeue(self, request: EngineRequest) -> None:
+        if request.entry:
+            self._queue.discard(request)
+        self._holding.pop(request.step, None)
+
+    def _start(self, request: EngineRequest) -> None:
+        request.state = _PREFILL
+        self._running[request.step] = request
+        self._sequence += 1
+        request.admission = self._sequence
+        if request.started_s != request.started_s:
+            request.started_s = self._now
+
+    # Commit: what the planned iterations did
+
+    def _commit(self) -> None:
+        """The plan's iterations are over: count them, let calls finish."""
+        length, decodes, end_s = self._length, self._num_decodes, self._end
+        seconds = end_s - self._now
+        prefills = self._prefills
+        if prefills:
+            seconds /= decodes + sum([new for _, new in prefills])
+            self._share += seconds
+        else:
+            self._share += seconds / decodes
+            if length > 1 and not self.pool.reserve(self._growth(length - 1)):
+                raise InvariantViolated("E7 a planned jump has the blocks it needs")
+        self._iteration += length
+        self._context += decodes * length
+        self._now = end_s
+        self._length = 0
+        self._end = inf
+        finishes, iteration = self._finishes, self._iteration
+        while finishes and finishes[0][0] <= iteration:
+            finish, _, request = heappop(finishes)
+            if request.finish == finish:
+                self._leave_decode(request, 0)
+                self._finish(request)
+        if prefills:
+            self._prefills = []
+            self._partial = None
+            for request, new in prefills:
+                self._prefilled(request, new, seconds * new)
+        if self._stalled:
+            self._rejoin()
+        if self.settings.report_residency:
+            self._report_removed()
+
+    def _rejoin(self) -> None:
+        stalled, self._stalled = self._stalled, []
+        for request in stalled:
+            self._join_decode(request)
+
+    def _prefilled(self, request: EngineRequest, new: int, seconds: float) -> None:
+        """A chunk is done; after the last one a token has come."""
+        request.computed += new
+        request.prefilled_tokens += new
+        request.service_s += seconds
+        if request.computed < request.prompt_tokens + request.generated:
+            self._partial = request
+            return
+        request.generated += 1
+        if request.generated == 1:
+            request.first_token_s = self._now
+            if self._is_live(request):
+                self._outcomes.append(Outcome("first_token", self._now, request.step))
+        if request.generated == request.output_tokens:
+            self._finish(request)
+        else:
+            self._join_decode(request)
+
+    def _finish(self, request: EngineRequest) -> None:
+        request.finished_s = self._now
+        del self._running[request.step]
+        self._close(request)
+        request.state = _GONE
+        if self._is_live(request):
+            del self._requests[request.step]
+            self._outcomes.append(Outcome("finished", self._now, request.step, request))
+
+    def _is_live(self, request: EngineRequest) -> bool:
+        """False for a call that was cancelled and is still being served."""
+        return self._requests.get(request.step) is request
+
+    def _join_decode(self, request: EngineRequest) -> None:
+        iteration = self._iteration
+        request.state = _DECODE
+        request.joined = iteration
+        request.share = self._share
+        request.finish = iteration + request.output_tokens - request.generated
+        self._num_decodes += 1
+        self._context += request.computed
+        self._residues[(request.computed - iteration) % self._block] += 1
+        heappush(self._finishes, (request.finish, request.admission, request))
+
+    def _leave_decode(self, request: EngineRequest, extra: int) -> None:
+        """Bring a decoding call's own figures up to date; extra: blocks taken for it beyond its tokens."""
+        iterations = self._iteration - request.joined
+        self._residues[(request.computed - request.joined) % self._block] -= 1
+        request.computed += iterations
+        request.generated += iterations
+        request.service_s += self._share - request.share
+        request.finish = -1
+        request.state = _PREFILL
+        self._num_decodes -= 1
+        self._context -= request.computed
+        request.lease.blocks = -(-request.computed // self._block) + extra
+
+    def _extra(self, request: EngineRequest) -> int:
+        """1 where a decoding call's block for the present iteration is already taken."""
+        if request.state != _DECODE or self._grown != self._iteration:
+            return 0
+        return int((request.computed + self._iteration - request.joined) % self._block == 0)
+
+    def _preempt(self, request: EngineRequest, extra: int) -> None:
+        """Back to the queue's front with nothing computed; its full blocks can be hit until they are evicted."""
+        self._cut = True
+        if request.state == _DECODE:
+            self._leave_decode(request, extra)
+        del self._running[request.step]
+        if self._partial is request:
+            self._partial = None
+        self._close(request)
+        request.computed = 0
+        request.num_preemptions += 1
+        request.state = _WAITING
+        if self._is_live(request):
+            self._queue.push_front(request)
+
+    def _close(self, request: EngineRequest) -> None:
+        """Give the call's blocks back; what it computed stays behind as its session's context."""
+        lease = request.lease
+        request.lease = _NO_LEASE
+        self._holding.pop(request.step, None)
+        tokens = request.computed
+        if self.settings.prefix_caching:
+            self.pool.publish(lease, tokens // self._block)
+            if self.host is not None:
+                self.host.store(request.session, request.spans, tokens, self._now)
+        self.pool.close(lease, tokens=tokens, at_s=self._now, task_arrival_s=request.task_arrival_s)
+
+    # Interruptions and transfers
+
+    def _interrupt(self, at_s: float) -> None:
+        """Something changed at `at_s`: let the plan end with the iteration in progress then."""
+        if not self._length:
+            if not self._running:
+                self._now = max(self._now, at_s)
+            return
+        if self._prefills or self._cut or at_s >= self._end:
+            return
+        start_s, decodes, context = self._now, self._num_decodes, self._context + self._num_decodes
+        run_s = self.latency.decode_run_s
+        length = self.latency.decode_iterations_within(decodes, context, self._length, at_s - start_s)
+        while length > 1 and start_s + run_s(decodes, context, length - 1) >= at_s:
+            length -= 1
+        self._length = length
+        self._end = start_s + run_s(decodes, context, length) if length else inf
+
+    def _order(self, transfer: _Transfer, at_s: float) -> None:
+        """A background transfer: its blocks are taken at the next boundary."""
+        self._inbound[transfer.session] = transfer
+        self._ordered.append(transfer)
+        self._interrupt(at_s)
+
+    def _fly(self, transfer: _Transfer) -> None:
+        self._sequence += 1
+        heappush(self._arrivals, (transfer.ready_s, self._sequence, transfer))
+
+    def _wake_s(self) -> float:
+        """When an engine without a plan has something to do again."""
+        return self._arrivals[0][0] if self._arrivals else inf
+
+    def _settle(self) -> None:
+        """At a boundary: cancelled calls leave, ordered transfers take their blocks, ended ones land."""
+        if self._cancelled:
+            cancelled, self._cancelled = self._cancelled, []
+            for request in cancelled:
+                self._remove(request)
+        if self._ordered:
+            ordered, self._ordered = self._ordered, []
+            for transfer in ordered:
+                self._take_room(transfer)
+                self._fly(transfer)
+        landed: list[EngineRequest] = []
+        while self._arrivals and self._arrivals[0][0] <= self._now:
+            landed += self._land(heappop(self._arrivals)[2])
+        for request in reversed(landed):
+            request.state = _WAITING
+            self._queue.push_front(request)
+
+    def _remove(self, request: EngineRequest) -> None:
+        """A cancelled call that was running or loading leaves; it may have finished or been preempted meanwhile."""
+        if request.state == _DECODE:
+            self._leave_decode(request, self._extra(request))
+        if request.state == _PREFILL:
+            del self._running[request.step]
+            if self._partial is request:
+                self._partial = None
+            self._close(request)
+        if request.state != _LOADING:
+            request.state = _GONE
+
+    def _take_room(self, transfer: _Transfer) -> None:
+        pool = self.pool
+        hit = pool.lookup(transfer.spans, transfer.blocks)
+        room = pool.available - pool.idle_within(transfer.spans, hit) - self._reserved()
+        transfer.lease = pool.open(transfer.session, transfer.spans, hit)
+        pool.grow(transfer.lease, (hit + max(0, min(transfer.blocks - hit, room))) * self._block, publish=False)
+
+    def _land(self, transfer: _Transfer) -> list[EngineRequest]:
+        """Blocks have arrived; the calls that waited for them."""
+        lease, request = transfer.lease, transfer.request
+        if request is None:
+            del self._inbound[transfer.session]
+            first = lease.hashed
+            self.pool.publish(lease, lease.blocks)
+            self.pool.close(lease, tokens=lease.blocks * self._block, at_s=self._now)
+            if transfer.moved and lease.blocks:
+                self.pool.owners[transfer.session].moved = (first, lease.blocks)
+            return [one for one in transfer.blocked if self._is_live(one)]
+        self.pool.publish(lease, transfer.blocks)
+        if not self._is_live(request):
+            self._close(request)
+            return []
+        self._holding[request.step] = request
+        return [request]
+
+    def _report_removed(self) -> None:
+        sessions = self.pool.take_evicted()
+        if self.host is not None:
+            sessions += [session for session in self.host.pool.take_evicted() if session not in sessions]
+        for session in sessions:
+            device = self._tokens_in(self.pool, session)
+            host = self._tokens_in(self.host.pool, session) if self.host is not None else 0
+            self._outcomes.append(Outcome("removed", self._now, "", None, session, device, host))
+
+    def _tokens_in(self, pool: KvPool, session: str) -> int:
+        owner = pool.owners.get(session)
+        return pool.lookup(owner.spans, owner.tokens // self._block) * self._block if owner is not None else 0
+
+    # Laws
+
+    def check(self) -> None:
+        """Raise InvariantViolated where the engine contradicts itself. O(everything); for tests and sampling."""
+        self.pool.check()
+        if self.host is not None:
+            self.host.pool.check()
+        decodes = [request for request in self._running.values() if request.state == _DECODE]
+        if len(decodes) != self._num_decodes:
+            raise InvariantViolated(f"E2 decoding calls: counted {len(decodes)}, kept {self._num_decodes}")
+        context = sum(request.computed + self._iteration - request.joined for request in decodes)
+        if context != self._context:
+            raise InvariantViolated(f"E3 tokens of decoding contexts: counted {context}, kept {self._context}")
+        if len(self._running) > self.settings.max_running:
+            raise InvariantViolated(f"E4 at most {self.settings.max_running} calls run: {len(self._running)}")
+        anonymous = sum(self._anonymous(request) for request in self._running.values())
+        leases = [transfer.lease for _, _, transfer in self._arrivals]
+        leases += [request.lease for request in self._holding.values()]
+        anonymous += sum(lease.blocks - lease.hashed for lease in leases)
+        held = self.pool.num_blocks - self.pool.available
+        if anonymous + self.pool.held_blocks() != held:
+            raise InvariantViolated(
+                f"E5 held blocks: {anonymous} unhashed + {self.pool.held_blocks()} hashed by count, {held} kept"
+            )
+        if self._partial is not None and next(reversed(self._running)) != self._partial.step:
+            raise InvariantViolated("E6 the call that prefills is the last running")
+
+    def _anonymous(self, request: EngineRequest) -> int:
+        lease = request.lease
+        if request.state != _DECODE:
+            return lease.blocks - lease.hashed
+        computed = request.computed + self._iteration - request.joined
+        return -(-computed // self._block) + self._extra(request) - lease.hashed
