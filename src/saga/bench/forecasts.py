@@ -115,25 +115,34 @@ def evaluate(tasks: Iterable[Task], settings: WorkflowSettings | None = None) ->
     model, naive, samples = WorkflowModel(settings), _Naive(), _Samples()
     taught = len(listed) // 2
     for place, task in enumerate(listed):
-        _play(task, model, naive, samples if place >= taught else _Samples())
+        _play(task, _Contest(model, naive, samples if place >= taught else _Samples()))
     return _scores(taught, len(listed) - taught, samples), model
 
 
-def _play(task: Task, model: WorkflowModel, naive: _Naive, samples: _Samples) -> None:
+class _Contest(NamedTuple):
+    """The model, its rivals and where their guesses are noted."""
+
+    model: WorkflowModel
+    naive: _Naive
+    samples: _Samples
+
+
+def _play(task: Task, contest: _Contest) -> None:
     """All sessions of a task, children after their parents."""
     tracks: list[Track] = []
     for session in task.sessions:
         parent = tracks[session.parent] if session.parent is not None else None
-        track = model.open(task.workflow, parent=parent)
+        track = contest.model.open(task.workflow, parent=parent)
         tracks.append(track)
-        _play_session(session, track, model, naive, samples)
+        _play_session(session, track, contest)
 
 
-def _play_session(session: SessionPlan, track: Track, model: WorkflowModel, naive: _Naive, samples: _Samples) -> None:
+def _play_session(session: SessionPlan, track: Track, contest: _Contest) -> None:
+    model, naive, _ = contest
     previous: Call | None = None
     for place, call in enumerate(session.calls):
         if previous is not None:
-            _judge_next(track, previous, call, len(session.calls) - place, model, naive, samples)
+            _judge_next(track, previous, call, len(session.calls) - place, contest)
         model.step_arrived(
             track,
             gap_s=_gap_of(call) if previous is not None else None,
@@ -147,7 +156,7 @@ def _play_session(session: SessionPlan, track: Track, model: WorkflowModel, naiv
         )
         naive.steps += 1
         previous = call
-    _judge_end(track, model, naive, samples)
+    _judge_end(track, contest)
     model.session_ended(track)
     naive.sessions += 1
 
@@ -157,10 +166,9 @@ def _gap_of(call: Call) -> float | None:
     return call.gap_s if call.gap_s > 0.0 else None
 
 
-def _judge_next(
-    track: Track, previous: Call, call: Call, num_left: int, model: WorkflowModel, naive: _Naive, samples: _Samples
-) -> None:
+def _judge_next(track: Track, previous: Call, call: Call, num_left: int, contest: _Contest) -> None:
     """Compare what was expected after `previous` with the call that came; then let the rivals learn."""
+    model, naive, samples = contest
     forecast = model.forecast(track)
     symbol = node_name(call.tools)
     samples.log_loss.append((-log(max(_LOG_FLOOR, model.next_probability(track, symbol))), naive.log_loss(symbol)))
@@ -181,8 +189,9 @@ def _judge_next(
         naive.learn_gap(track.node.name, gap_s)
 
 
-def _judge_end(track: Track, model: WorkflowModel, naive: _Naive, samples: _Samples) -> None:
+def _judge_end(track: Track, contest: _Contest) -> None:
     """Compare what was expected after the last call with the end."""
+    model, naive, samples = contest
     forecast = model.forecast(track)
     samples.log_loss.append((-log(max(_LOG_FLOOR, model.next_probability(track, END))), naive.log_loss(END)))
     samples.goes_on.append((forecast.continue_probability, naive.goes_on(), False))

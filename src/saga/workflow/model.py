@@ -41,7 +41,7 @@ _EVIDENCE_WEIGHT = 4.0
 _NODE_WEIGHT = 2.0
 _SESSION_WEIGHT = 4.0
 _PACE_KEEP, _PACE_WEIGHT, _EXTREME_RANK = 0.9, 2.0, 0.02
-_OVERLAP_KEEP = 0.7
+_OVERLAP_KEEP = 0.5
 _OVERLAP_PRIOR = 0.5
 _DEAF_BELOW = 0.6
 _SMALLEST_CHANCE = 1e-4
@@ -101,6 +101,8 @@ class Track:
         "length_said",
         "node",
         "overlap",
+        "overlap_before",
+        "overlap_last",
         "overlap_weight",
         "pace",
         "pace_weight",
@@ -122,6 +124,8 @@ class Track:
         self.first_context_tokens = 0
         self.waiting = False
         self.overlap = 0.0
+        self.overlap_last = 0.0
+        self.overlap_before = 0.0
         self.overlap_weight = 0.0
         self.pace = 0.0
         self.pace_weight = 0.0
@@ -277,6 +281,8 @@ class WorkflowModel:
         track.graph.overlap.observe(share)
         self._average.overlap.observe(share)
         kept = track.overlap_weight * _OVERLAP_KEEP
+        track.overlap_before = track.overlap_last if kept else share
+        track.overlap_last = share
         track.overlap_weight = kept + 1.0
         track.overlap = (track.overlap * kept + share) / (kept + 1.0)
 
@@ -469,12 +475,20 @@ class WorkflowModel:
         return chance
 
     def _overlap(self, track: Track) -> float:
+        """Share of the context that the next call reuses.
+
+        Half a fading mean, half the larger of the last two: who rewrites its history is found out in two calls, and
+        one compaction in an append-only session is forgiven.
+        """
         graph = track.graph
         prior = graph.overlap.leaning_on(self._average.overlap.leaning_on(1.0, 1.0), 1.0)
         if track.waiting:
             prior = track.node.overlap.leaning_on(prior, _NODE_WEIGHT)
         weight = track.overlap_weight
-        return (track.overlap * weight + prior * _OVERLAP_PRIOR) / (weight + _OVERLAP_PRIOR)
+        if not weight:
+            return prior
+        faded = (track.overlap * weight + prior * _OVERLAP_PRIOR) / (weight + _OVERLAP_PRIOR)
+        return 0.5 * (faded + max(track.overlap_last, track.overlap_before))
 
     def _growth_per_step(self, track: Track) -> float:
         """Tokens that one further step adds to the context, prompt and output."""
