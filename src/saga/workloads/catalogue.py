@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from saga.errors import UnknownName
 from saga.workloads import generators
 from saga.workloads.limits import Fit
 from saga.workloads.plan import Limits, Workload
+from saga.workloads.profiles import PROFILES, profile_source
 from saga.workloads.synthetic import Source, SyntheticWorkload
 from saga.workloads.traces import TraceWorkload
 
@@ -16,6 +18,7 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
     "swe_bench": generators.swe_bench,
     "web_arena": generators.web_arena,
     "ten_tenants": generators.ten_tenants,
+    **{name: partial(profile_source, name) for name in PROFILES},
 }
 """Name -> what it is made of. A new built-in workload is one line here."""
 

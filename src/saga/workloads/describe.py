@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def describe(workload: Workload, num_tasks: int, seed: int = 0) -> Description:
     gaps: dict[str, list[float]] = {}
     growth: list[float] = []
     for session in sessions:
-        for before, call in zip(session.calls, session.calls[1:], strict=False):
+        for before, call in pairwise(session.calls):
             gaps.setdefault(call.gap_kind, []).append(call.gap_s)
             growth.append(call.prompt_tokens - before.prompt_tokens)
     tools = Counter("+".join(call.tools) or "(none)" for call in calls)

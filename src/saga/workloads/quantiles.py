@@ -6,7 +6,9 @@ probability. This module refuses to know what the numbers mean; tokens and secon
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from math import exp
 from statistics import NormalDist
 from typing import TypeAlias
 
@@ -28,7 +30,7 @@ class Quantiles:
     Raises UsageError where the knots do not ascend, or a value is negative or not finite. Drawing n numbers costs O(n).
     """
 
-    __slots__ = ("_logs", "_probabilities", "probabilities", "values")
+    __slots__ = ("_log_list", "_logs", "_probabilities", "probabilities", "values")
 
     def __init__(self, probabilities: Sequence[float], values: Sequence[float]) -> None:
         self.probabilities = tuple(float(p) for p in probabilities)
@@ -36,11 +38,19 @@ class Quantiles:
         _check(self.probabilities, self.values)
         self._probabilities: Floats = np.array(self.probabilities)
         self._logs: Floats = np.log(np.maximum(np.array(self.values), _FLOOR))
+        self._log_list: list[float] = self._logs.tolist()
 
     def at(self, probabilities: Floats) -> Floats:
         """The values at `probabilities`, any shape."""
         found: Floats = np.exp(np.interp(probabilities, self._probabilities, self._logs))
         return found
+
+    def one(self, probability: float) -> float:
+        """The value at one probability, 0 <= p < 1; the same as `at`, cheaper. O(log knots)."""
+        k = bisect_right(self.probabilities, probability, 1, len(self.probabilities) - 1)
+        low, high = self.probabilities[k - 1], self.probabilities[k]
+        start, end = self._log_list[k - 1], self._log_list[k]
+        return exp(start + (end - start) * (probability - low) / (high - low))
 
     def draw(self, rng: np.random.Generator, size: int) -> Floats:
         """`size` independent values."""
@@ -78,6 +88,16 @@ def through(p50: float, p95: float, p99: float, *, tail: float = 10.0) -> Quanti
         log = np.log(p50) + body * z if z <= z95 else np.log(p95) + beyond * (z - z95)
         values.append(min(float(np.exp(log)), tail * p99))
     return Quantiles(probabilities, values)
+
+
+_GRID: Floats = np.linspace(-4.5, 4.5, 361)
+_GRID_CHANCES: Floats = np.array([_NORMAL.cdf(float(z)) for z in _GRID])
+
+
+def chance(normal: Floats) -> Floats:
+    """The standard normal distribution function, to three digits: turns correlated normals into probabilities."""
+    found: Floats = np.interp(normal, _GRID, _GRID_CHANCES)
+    return found
 
 
 def _check(probabilities: tuple[float, ...], values: tuple[float, ...]) -> None:

@@ -26,9 +26,10 @@ from saga.workloads.tool_latency import USER_GAP_S, tool_latency
 class TraceWorkload:
     """Tasks of a recorded trace. Satisfies `plan.Workload`.
 
-    A task is a session that nobody spawned, with the sessions below it. Where the trace has a clock, tasks come in order
-    of arrival from a seeded place on, the first at 0 s, and the trace begins again at its end: load and bursts stay as
-    recorded. Else they come in a seeded permutation, permuted again when it is used up. tenants: share by tenant.
+    A task is a session that nobody spawned, with the sessions below it. Where the trace has a clock, tasks come in
+    order of arrival from a seeded place on, the first at 0 s, and the trace begins again at its end: load and bursts
+    stay as recorded. Else they come in a seeded permutation, permuted again when it is used up. tenants: share by
+    tenant.
     Reading costs O(rows); a copy about 2 us per call. Raises TraceError, and UsageError where no session fits.
     """
 
