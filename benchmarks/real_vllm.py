@@ -23,7 +23,6 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -77,8 +76,8 @@ class Call:
     """One request and what became of it. Times are whatever clock the caller passes to `submit` and `step`.
 
     cached_tokens: prefix hit at the first admission; resumed_cached_tokens: at each re-admission after a
-    preemption. computed_tokens: everything that went through the model. prefilled_tokens: of these, all but the one
-    token per decode iteration.
+    preemption. prefilled_tokens: what went through the model except the one token per decode iteration, again after
+    a preemption too.
     """
 
     step: str
@@ -92,9 +91,7 @@ class Call:
     finished: float | None = None
     preempted: list[float] = field(default_factory=list)
     resumed_cached_tokens: list[int] = field(default_factory=list)
-    computed_tokens: int = 0
     prefilled_tokens: int = 0
-    num_sampled: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -153,6 +150,7 @@ class RealScheduler:
 
     def __init__(self, settings: Settings) -> None:
         self.calls: dict[str, Call] = {}
+        self._prefilling: set[str] = set()
         self._num_submitted = 0
         num_blocks = settings.num_blocks + 1  # vLLM keeps block 0 as its null block
         config = _vllm_config(settings, max_model_tokens=max(1024, settings.num_blocks * settings.block_tokens + 1))
@@ -212,40 +210,60 @@ class RealScheduler:
         for step, count in preempted_before.items():
             if self._scheduler.requests[step].num_preemptions > count:
                 self.calls[step].preempted.append(now)
+                self._prefilling.discard(step)
         for new in decision.scheduled_new_reqs:
             call = self.calls[new.req_id]
             call.admitted, call.cached_tokens = now, new.num_computed_tokens
+            self._prefilling.add(new.req_id)
         again = decision.scheduled_cached_reqs
         for step, computed in zip(again.req_ids, again.num_computed_tokens, strict=True):
             if step in again.resumed_req_ids:
                 self.calls[step].resumed_cached_tokens.append(computed)
+                self._prefilling.add(step)
         return decision
+
+    def work(self, decision: Any) -> tuple[int, float, int, int]:
+        """What a scheduled iteration costs, as `saga.engine.Latency.iteration_s` asks for it. O(calls scheduled).
+
+        (prefill tokens, sum over chunks of new * (context + new), decoding calls, context they attend to)
+        """
+        prefill_tokens, prefill_work, num_decodes, decode_context_tokens = 0, 0.0, 0, 0
+        for step, new_tokens in decision.num_scheduled_tokens.items():
+            request = self._scheduler.requests[step]
+            if step in self._prefilling:
+                prefill_tokens += new_tokens
+                prefill_work += new_tokens * request.num_computed_tokens
+            else:
+                num_decodes += 1
+                decode_context_tokens += request.num_computed_tokens
+        return prefill_tokens, prefill_work, num_decodes, decode_context_tokens
 
     def finish(self, decision: Any, now: float) -> list[Call]:
         """End the iteration at `now`: tokens are sampled; the calls that are finished by them are returned."""
         steps = list(decision.num_scheduled_tokens)
+        sampled = {step: self._sample(step) for step in steps}
         self._scheduler.update_from_output(
             decision,
             ModelRunnerOutput(
                 req_ids=steps,
                 req_id_to_index={step: i for i, step in enumerate(steps)},
-                sampled_token_ids=[self._sample(step) for step in steps],
+                sampled_token_ids=list(sampled.values()),
                 logprobs=None,
                 prompt_logprobs_dict={},
                 pooler_output=[],
             ),
         )
-        return self._note_tokens(decision.num_scheduled_tokens, steps, now)
+        return self._note_tokens(decision.num_scheduled_tokens, sampled, now)
 
-    def _note_tokens(self, scheduled: dict[str, int], steps: Iterable[str], now: float) -> list[Call]:
+    def _note_tokens(self, scheduled: dict[str, int], sampled: dict[str, list[int]], now: float) -> list[Call]:
         done = []
-        for step in steps:
+        for step, tokens in sampled.items():
             call = self.calls[step]
-            call.computed_tokens += scheduled[step]
-            decoding = scheduled[step] == 1 and call.num_sampled > 1
-            call.prefilled_tokens += 0 if decoding else scheduled[step]
-            if call.num_sampled and call.first_token is None:
-                call.first_token = now
+            if step in self._prefilling:
+                call.prefilled_tokens += scheduled[step]
+            if tokens:
+                self._prefilling.discard(step)
+                call.first_token = now if call.first_token is None else call.first_token
             if step not in self._scheduler.requests:
                 call.finished = now
                 done.append(call)
@@ -255,8 +273,6 @@ class RealScheduler:
         request = self._scheduler.requests[step]
         if request.is_prefill_chunk:
             return []
-        call = self.calls[step]
-        stream, num_tokens = call.path[-1]
+        stream, num_tokens = self.calls[step].path[-1]
         offset = num_tokens + request.num_output_tokens
-        call.num_sampled = request.num_output_tokens + 1
         return tokens_of(stream, offset, offset + 1)

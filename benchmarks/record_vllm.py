@@ -10,8 +10,9 @@ refuses to know the modelled engine.
 
 The clock counts iterations: iteration i lasts from i to i + 1. A call *arrives* at iteration i when it is
 in the queue before i is scheduled. One with `after` arrives `delay` iterations after that call's last token:
-finish + 1 + delay. In "decisions" `admitted`, `first_token`, `finished` and `preempted` are iterations,
-`cached` is the prefix hit at the first admission, `resumed_cached` at each one after a preemption.
+finish + 1 + delay. "decisions" are in the order of arrival; there `admitted`, `first_token`, `finished` and `preempted` are iterations,
+`cached` is the prefix hit at the first admission, `resumed_cached` at each one after a preemption, `prefilled` all
+tokens that went through the model except the one per decode iteration.
 "iterations" tells runs of equal iterations: [first iteration, how many, {step: tokens scheduled}, blocks no
 live call holds once the first of them is scheduled].
 """
@@ -383,7 +384,7 @@ def record(scenario: Scenario) -> dict[str, Any]:
         "scheduler": "vllm.v1.core.sched.scheduler.Scheduler",
         "engine": vars(scenario.engine),
         "calls": [vars(ask) for ask in scenario.asks],
-        "decisions": [_decision(engine.calls[ask.step]) for ask in scenario.asks],
+        "decisions": [_decision(call) for call in engine.calls.values()],
         "iterations": iterations,
     }
 
@@ -406,6 +407,7 @@ def _decision(call: Call) -> dict[str, Any]:
         "finished": call.finished,
         "preempted": call.preempted,
         "resumed_cached": call.resumed_cached_tokens,
+        "prefilled": call.prefilled_tokens,
     }
 
 
