@@ -12,8 +12,9 @@ The clock counts iterations: iteration i lasts from i to i + 1. A call *arrives*
 in the queue before i is scheduled. One with `after` arrives `delay` iterations after that call's last token:
 finish + 1 + delay. "decisions" are in the order of arrival; there `admitted`, `first_token`, `finished` and
 `preempted` are iterations, `cached` is the prefix hit at the first admission, `resumed_cached` at each one after a
-preemption, `prefilled` all tokens that went through the model except the one per decode iteration. "iterations" tells runs of equal iterations: [first iteration, how many, {step: tokens scheduled}, blocks no
-live call holds once the first of them is scheduled].
+preemption, `prefilled` all tokens that went through the model except the one per decode iteration.
+"iterations" tells runs of equal iterations: [first iteration, how many, {step: tokens scheduled}, blocks no live call
+holds once the first of them is scheduled].
 """
 
 from __future__ import annotations
