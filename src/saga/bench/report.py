@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,7 +32,7 @@ Segment = tuple[str, str, str, str, float, float]
 KINDS = ("queued", "prefill", "decode", "gap", "paused")
 _HEIGHTS = {"queued": 0.45, "prefill": 0.9, "decode": 0.9, "gap": 0.12, "paused": 0.3}
 _MAX_ROWS = 32  # sessions in a time line
-_MAX_SEGMENTS = 4_000  # bars in a time line; the window ends where they are used up
+_SHORTEST = 1 / 3_000  # of the window: a bar that is shorter cannot be seen
 _NUM_SERIES = 7
 _DASHES = ("-", "--", "-.", ":")
 
@@ -152,67 +153,71 @@ def _draw_occupancy(group: ReportGroup, salt: str) -> _Drawing:
     if not names:
         return _Drawing("", "")
     figure = _figure(0.6 + 1.15 * len(names))
-    panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     order = list(group.details)
     for axes, name in zip(panels, names, strict=True):
         at_s, used, resident = zip(*group.details[name].occupancy, strict=True)
         colour = _series(order.index(name))
         axes.fill_between(at_s, resident, color=colour, alpha=0.25, linewidth=0, label="holds a prefix")
         axes.plot(at_s, used, color=colour, linewidth=1.3, label="used by running calls")
-        axes.set(ylim=(0, 1.05), yticks=(0, 0.5, 1))
+        axes.axhline(1.0, color=_INK, linewidth=0.8, linestyle=":")
+        axes.set_ylim(0, max(1.05, *used, *resident))
         axes.set_title(name, loc="left", fontsize=10, color=_INK)
         _dress(axes)
-    panels[0].legend(loc="lower right", frameon=False, ncols=2, fontsize=8, bbox_to_anchor=(1, 0.98))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2)
     panels[-1].set_xlabel("time, s (simulated)")
     return _Drawing(
         _as_svg(figure, f"{salt}o"),
-        "Share of the fleet's KV memory over time: the line is what running calls use, the area all that is kept.",
+        "Share of the fleet's KV memory over time: the line is what running calls use, the area all that is kept, "
+        "dotted is all there is. First seed.",
     )
 
 
 def _draw_timeline(group: ReportGroup, salt: str) -> _Drawing:
-    """What the sessions of one worker did, one panel per preset on one scale."""
-    panels_of = {name: detail.timeline for name, detail in group.details.items() if detail.timeline}
-    if not panels_of:
+    """What sessions of one worker did in the same stretch of time, one panel per preset."""
+    timelines = {name: detail.timeline for name, detail in group.details.items() if detail.timeline}
+    if not timelines:
         return _Drawing("", "")
-    rows = {name: _rows(segments) for name, segments in panels_of.items()}
-    first_s = min(segment[4] for segments in panels_of.values() for segment in segments)
-    last_s = min(_window_end(sessions) for sessions in rows.values())
-    figure = _figure(0.9 + sum(0.5 + 0.07 * max(8, len(sessions)) for sessions in rows.values()))
-    ratios = [0.5 + 0.07 * max(8, len(sessions)) for sessions in rows.values()]
-    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    window = _window(list(timelines.values()))
+    rows = {name: _rows(segments, *window) for name, segments in timelines.items()}
+    heights = [0.5 + 0.07 * max(8, len(sessions)) for sessions in rows.values()]
+    figure = _figure(0.9 + sum(heights))
+    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (name, sessions) in zip(panels, rows.items(), strict=True):
         for kind in KINDS:
-            _draw_bars(axes, kind, sessions, last_s)
-        axes.set(xlim=(first_s, last_s), ylim=(len(sessions), -0.5), yticks=())
+            _draw_bars(axes, kind, sessions)
+        axes.set(xlim=window, ylim=(max(8, len(sessions)), -0.8), yticks=())
         axes.set_title(f"{name}: {len(sessions)} sessions of one worker", loc="left", fontsize=10, color=_INK)
         _dress(axes)
-    panels[0].legend(loc="lower right", frameon=False, ncols=len(KINDS), fontsize=8, bbox_to_anchor=(1, 1.0))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=len(KINDS))
     panels[-1].set_xlabel("time, s (simulated)")
     return _Drawing(
         _as_svg(figure, f"{salt}l"),
-        "What sessions of one worker did, a row each: waiting (queued), reading the prompt (prefill), writing the "
-        "answer (decode), away at a tool (gap) or set aside by the scheduler (paused). First seed.",
+        "What sessions of one worker did in the middle of the run, a row each: waiting (queued), reading the prompt "
+        "(prefill), writing the answer (decode), away at a tool (gap) or set aside by the scheduler (paused). "
+        "First seed.",
     )
 
 
-def _rows(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Segments of the first worker by session, in order of first appearance, as many as a drawing holds."""
-    worker = segments[0][0]
+def _window(timelines: Sequence[Sequence[Segment]]) -> tuple[float, float]:
+    """A fifth of the time that all of them cover, past the middle: the fleet is full by then, and not yet drained."""
+    last_s = min(max(segment[5] for segment in segments) for segments in timelines)
+    return 0.5 * last_s, 0.7 * last_s
+
+
+def _rows(segments: Sequence[Segment], first_s: float, last_s: float) -> list[list[Segment]]:
+    """What the first sessions that are served within the window do in it, without what is too short to see."""
+    shortest_s = (last_s - first_s) * _SHORTEST
     sessions: dict[str, list[Segment]] = {}
-    for segment in sorted(segments, key=lambda segment: segment[4]):
-        if segment[0] == worker and (segment[1] in sessions or len(sessions) < _MAX_ROWS):
-            sessions.setdefault(segment[1], []).append(segment)
-    return list(sessions.values())
+    for worker, session, task, kind, start_s, end_s in sorted(segments, key=lambda segment: segment[4]):
+        left_s, right_s = max(start_s, first_s), min(end_s, last_s)
+        if right_s - left_s > shortest_s:
+            sessions.setdefault(session, []).append((worker, session, task, kind, left_s, right_s))
+    served = (row for row in sessions.values() if any(segment[3] in {"prefill", "decode"} for segment in row))
+    return list(islice(served, _MAX_ROWS))
 
 
-def _window_end(sessions: Sequence[Sequence[Segment]]) -> float:
-    """Time at which the bars of a panel are used up, seconds."""
-    ends = sorted(segment[5] for session in sessions for segment in session)
-    return ends[min(len(ends), _MAX_SEGMENTS) - 1]
-
-
-def _draw_bars(axes: Axes, kind: str, sessions: Sequence[Sequence[Segment]], last_s: float) -> None:
+def _draw_bars(axes: Axes, kind: str, sessions: Sequence[Sequence[Segment]]) -> None:
     """All bars of one kind as one shape, which keeps the page small."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
@@ -220,9 +225,8 @@ def _draw_bars(axes: Axes, kind: str, sessions: Sequence[Sequence[Segment]], las
     half = _HEIGHTS[kind] / 2
     corners: list[tuple[float, float]] = []
     for row, session in enumerate(sessions):
-        for *_, this, start_s, end_s in session:
-            if this == kind and start_s < last_s:
-                left, right = start_s, min(end_s, last_s)
+        for *_, this, left, right in session:
+            if this == kind:
                 corners += [(left, row - half), (right, row - half), (right, row + half), (left, row + half)]
                 corners.append((left, row - half))
     codes = [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY]
@@ -264,10 +268,9 @@ def _as_svg(figure: Figure, salt: str) -> str:
     """The drawing as an SVG element: fluid width, CSS colours, text as text, no ids but those it refers to."""
     import matplotlib as mpl
 
-    for axes in figure.axes:
-        legend = axes.get_legend()
-        for text in legend.get_texts() if legend else ():
-            text.set_color(_INK)
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    for text in (text for legend in legends for text in legend.get_texts()):
+        text.set_color(_INK)
     page = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify_threshold": 0.2}):
         figure.savefig(page, format="svg", transparent=True, metadata={"Date": None})

@@ -62,7 +62,7 @@ _RUN_COLUMNS = (
     _Column("tct_p50_s", "TCT p50 s", write_seconds),
     _Column("tct_p95_s", "TCT p95 s", write_seconds),
     _Column("tct_p99_s", "TCT p99 s", write_seconds),
-    _Column("tasks_completed", "tasks completed", write_count),
+    _Column("tasks_completed", "tasks measured", write_count),
     _Column("tasks_per_min", "tasks/min", write_seconds),
     _Column("regenerated_tokens", "tokens regenerated", write_count),
     _Column("regenerated_share", "  of all input", write_share),

@@ -17,6 +17,8 @@ from saga.cli.demo import demo
 from saga.cli.explain import explain
 from saga.cli.presets import presets_app
 from saga.cli.sim import sim
+from saga.cli.workflow import workflow
+from saga.cli.workload import workload_app
 from saga.errors import SagaError, UsageError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -32,6 +34,8 @@ app.command()(demo)
 app.command()(sim)
 app.command()(explain)
 app.add_typer(presets_app, name="presets")
+app.add_typer(workload_app, name="workload")
+app.command()(workflow)
 
 
 def _show_version(wanted: bool) -> None:

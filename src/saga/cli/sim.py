@@ -163,9 +163,9 @@ class Comparison:
         """The experiment in one line."""
         config = self.config
         load = next(f"{name} {getattr(config, name)}" for name in _LOADS if getattr(config, name))
-        return (
-            f"{config.workers} workers of {config.hardware}, {load.replace('_', ' ')}, {config.tasks:,} tasks per run"
-        )
+        fleet = f"{config.workers} workers of {config.hardware}, {load.replace('_', ' ')}"
+        gaps = "" if self.limits.gap_cap_s is None else f", gaps cut to {self.limits.gap_cap_s:g} s"
+        return f"{fleet}, {config.tasks:,} tasks per run{gaps}"
 
     def skipped_in_words(self) -> str:
         """Sessions left out, by reason."""
