@@ -97,7 +97,6 @@ class EngineRequest:
         "cached_tokens",
         "computed",
         "entry",
-        "finish",
         "finished_s",
         "first_token_s",
         "generated",
@@ -150,7 +149,7 @@ class EngineRequest:
         self.entry: list[Any] = []
         self.lease = _NO_LEASE
         self.spans: tuple[Span, ...] = ()
-        self.computed = self.generated = self.joined = self.finish = self.admission = self.sequence = 0
+        self.computed = self.generated = self.joined = self.admission = self.sequence = 0
 
 
 class Outcome(NamedTuple):
@@ -214,7 +213,7 @@ class ModelledEngine:
         self._num_decodes = 0
         self._context = 0
         self._residues = [0] * block  # [(context - iteration) mod block]
-        self._finishes: list[tuple[int, int, EngineRequest]] = []
+        self._finishes: list[list[Any]] = []  # [iteration, admission, sequence, request or None]
         self._share = 0.0  # device seconds that a call which decodes all the time would have got
         self._grown = -1  # the iteration whose new decode blocks are already taken
         # The plan: `_length` iterations from `_now`, 0 for none.
@@ -227,7 +226,6 @@ class ModelledEngine:
         self._arrivals: list[tuple[float, int, _Transfer]] = []
         self._inbound: dict[str, _Transfer] = {}
         self._ordered: list[_Transfer] = []
-        self._cancelled: list[EngineRequest] = []
         self._outcomes: list[Outcome] = []
 
     # What a driver asks
@@ -259,7 +257,10 @@ class ModelledEngine:
             self._interrupt(at_s)
 
     def cancel(self, step: str, at_s: float) -> bool:
-        """Take a call away, waiting or running; False where unknown. A running one leaves after its iteration."""
+        """Take a call away, waiting or running; False where unknown. O(log n), O(transfers) while it loads.
+
+        A running one gives its blocks back at once, the iteration in progress takes its time all the same.
+        """
         request = self._requests.pop(step, None)
         if request is None:
             return False
@@ -269,9 +270,11 @@ class ModelledEngine:
             self._dequeue(request)
             if request.lease is not _NO_LEASE:
                 self._close(request)
-            request.state = _GONE
+        elif request.state == _LOADING:
+            self._abandon(request)
         else:
-            self._cancelled.append(request)
+            self._remove(request)
+        request.state = _GONE
         return True
 
     def reprioritize(self, step: str, priority: int, at_s: float | None = None) -> None:
@@ -280,7 +283,7 @@ class ModelledEngine:
         if request is None or request.priority == priority:
             return
         request.priority = priority
-        if request.entry and self.settings.queue == "priority":
+        if request.state == _WAITING and self.settings.queue == "priority":
             self._queue.discard(request)
             self._queue.push(request)
             if at_s is not None and self._queue.head() is request:
@@ -401,8 +404,7 @@ class ModelledEngine:
             self._settle()
             self._cut = broken = False
             if self._num_decodes and self._grown != self._iteration:
-                if not self.pool.reserve(self._residues[-self._iteration % self._block]):
-                    broken = self._squeeze()
+                broken = not self._grow_decodes() and self._squeeze()
                 self._grown = self._iteration
             budget = self.settings.chunk_tokens - self._num_decodes
             if self._partial is not None and not broken:
@@ -439,13 +441,13 @@ class ModelledEngine:
                 wait_s = self._arrivals[0][0] - self._now
                 length = max(1, latency.decode_iterations_within(decodes, context, length, wait_s))
         self._length = length
-        self._end = self._now + latency.decode_run_s(decodes, context, length)
+        self._end = self._now + self._run_s(length)
 
     def _next_finish(self) -> int:
         finishes = self._finishes
-        while finishes[0][2].finish != finishes[0][0]:
+        while finishes[0][-1] is None:
             heappop(finishes)
-        return finishes[0][0]
+        return int(finishes[0][0])
 
     def _growth(self, iterations: int) -> int:
         """Blocks that the decoding calls take in `iterations` iterations after the present one. O(block_tokens)."""
@@ -463,6 +465,13 @@ class ModelledEngine:
         while self._growth(fed + 1) <= available:
             fed += 1
         return fed
+
+    def _grow_decodes(self) -> bool:
+        """Take the blocks that the decoding calls need in this iteration; False where they are too few."""
+        if not self.pool.reserve(self._residues[-self._iteration % self._block]):
+            return False
+        self._grown = self._iteration
+        return True
 
     def _squeeze(self) -> bool:
         """The blocks do not suffice for this iteration: serve the running calls in order, preempting. Slow, exact.
@@ -554,7 +563,7 @@ class ModelledEngine:
         if need > pool.available or need + (idle := pool.idle_within(spans, hit)) > pool.available:
             return self._unwedge(request) and self._look_up(request, target)
         if loaded and loaded + idle + self._reserved() > pool.available:
-            return False
+            return self._unwedge(request) and self._look_up(request, target)
         request.lease = pool.open(request.session, spans, hit)
         request.computed = (hit + loaded) * block
         if not request.num_preemptions:
@@ -621,55 +630,62 @@ class ModelledEngine:
 
     def _commit(self) -> None:
         """The plan's iterations are over: count them, let calls finish."""
-        length, decodes, end_s = self._length, self._num_decodes, self._end
-        seconds = end_s - self._now
-        prefills = self._prefills
-        if prefills:
-            seconds /= decodes + sum([new for _, new in prefills])
-            self._share += seconds
-        else:
-            self._share += seconds / decodes
-            if length > 1 and not self.pool.reserve(self._growth(length - 1)):
-                raise InvariantViolated("E7 a planned jump has the blocks it needs")
-        self._iteration += length
-        self._context += decodes * length
-        self._now = end_s
-        self._length = 0
-        self._end = inf
+        self._advance_plan()
         finishes, iteration = self._finishes, self._iteration
         while finishes and finishes[0][0] <= iteration:
-            finish, _, request = heappop(finishes)
-            if request.finish == finish:
+            request = heappop(finishes)[-1]
+            if request is not None:
                 self._leave_decode(request, 0)
                 self._finish(request)
-        if prefills:
-            self._prefills = []
+        if self._prefills:
+            prefills, self._prefills = self._prefills, []
             self._partial = None
             for request, new in prefills:
-                self._prefilled(request, new, seconds * new)
+                self._prefilled(request, new)
         if self._stalled:
             self._rejoin()
         if self.settings.report_residency:
             self._report_removed()
+
+    def _advance_plan(self) -> None:
+        """Count the plan's iterations: time, tokens, blocks, shares of the device."""
+        length, decodes, seconds = self._length, self._num_decodes, self._end - self._now
+        if self._prefills:
+            seconds /= decodes + sum([new for _, new in self._prefills])
+            self._share += seconds
+            for request, new in self._prefills:
+                request.service_s += seconds * new
+        elif decodes:
+            self._share += seconds / decodes
+            if length > 1:
+                self._take_growth(length - 1)
+        self._iteration += length
+        self._context += decodes * length
+        self._now = self._end
+        self._length = 0
+        self._end = inf
+
+    def _take_growth(self, iterations: int) -> None:
+        """Take the blocks of `iterations` further iterations; the plan made sure that they are there."""
+        if not self.pool.reserve(self._growth(iterations)):
+            raise InvariantViolated("E7 a planned jump has the blocks it needs")
 
     def _rejoin(self) -> None:
         stalled, self._stalled = self._stalled, []
         for request in stalled:
             self._join_decode(request)
 
-    def _prefilled(self, request: EngineRequest, new: int, seconds: float) -> None:
+    def _prefilled(self, request: EngineRequest, new: int) -> None:
         """A chunk is done; after the last one a token has come."""
         request.computed += new
         request.prefilled_tokens += new
-        request.service_s += seconds
         if request.computed < request.prompt_tokens + request.generated:
             self._partial = request
             return
         request.generated += 1
         if request.generated == 1:
             request.first_token_s = self._now
-            if self._is_live(request):
-                self._outcomes.append(Outcome("first_token", self._now, request.step))
+            self._outcomes.append(Outcome("first_token", self._now, request.step))
         if request.generated == request.output_tokens:
             self._finish(request)
         else:
@@ -680,24 +696,21 @@ class ModelledEngine:
         del self._running[request.step]
         self._close(request)
         request.state = _GONE
-        if self._is_live(request):
-            del self._requests[request.step]
-            self._outcomes.append(Outcome("finished", self._now, request.step, request))
-
-    def _is_live(self, request: EngineRequest) -> bool:
-        """False for a call that was cancelled and is still being served."""
-        return self._requests.get(request.step) is request
+        del self._requests[request.step]
+        self._outcomes.append(Outcome("finished", self._now, request.step, request))
 
     def _join_decode(self, request: EngineRequest) -> None:
         iteration = self._iteration
         request.state = _DECODE
         request.joined = iteration
         request.share = self._share
-        request.finish = iteration + request.output_tokens - request.generated
         self._num_decodes += 1
         self._context += request.computed
         self._residues[(request.computed - iteration) % self._block] += 1
-        heappush(self._finishes, (request.finish, request.admission, request))
+        self._sequence += 1
+        finish = iteration + request.output_tokens - request.generated
+        request.entry = [finish, request.admission, self._sequence, request]
+        heappush(self._finishes, request.entry)
 
     def _leave_decode(self, request: EngineRequest, extra: int) -> None:
         """Bring a decoding call's own figures up to date; extra: blocks taken for it beyond its tokens."""
@@ -706,7 +719,8 @@ class ModelledEngine:
         request.computed += iterations
         request.generated += iterations
         request.service_s += self._share - request.share
-        request.finish = -1
+        request.entry[-1] = None
+        request.entry = []
         request.state = _PREFILL
         self._num_decodes -= 1
         self._context -= request.computed
@@ -730,8 +744,7 @@ class ModelledEngine:
         request.computed = 0
         request.num_preemptions += 1
         request.state = _WAITING
-        if self._is_live(request):
-            self._queue.push_front(request)
+        self._queue.push_front(request)
 
     def _close(self, request: EngineRequest) -> None:
         """Give the call's blocks back; what it computed stays behind as its session's context."""
@@ -755,13 +768,19 @@ class ModelledEngine:
             return
         if self._prefills or self._cut or at_s >= self._end:
             return
-        start_s, decodes, context = self._now, self._num_decodes, self._context + self._num_decodes
-        run_s = self.latency.decode_run_s
-        length = self.latency.decode_iterations_within(decodes, context, self._length, at_s - start_s)
-        while length > 1 and start_s + run_s(decodes, context, length - 1) >= at_s:
-            length -= 1
-        self._length = length
-        self._end = start_s + run_s(decodes, context, length) if length else inf
+        length = int(at_s > self._now)
+        if self._length > 1 and length:
+            decodes, context = self._num_decodes, self._context + self._num_decodes
+            length = self.latency.decode_iterations_within(decodes, context, self._length, at_s - self._now)
+            while length > 1 and self._now + self._run_s(length - 1) >= at_s:
+                length -= 1
+        if length < self._length:
+            self._length = length
+            self._end = self._now + self._run_s(length) if length else inf
+
+    def _run_s(self, iterations: int) -> float:
+        """Seconds of this many decode iterations from the present boundary."""
+        return self.latency.decode_run_s(self._num_decodes, self._context + self._num_decodes, iterations)
 
     def _order(self, transfer: _Transfer, at_s: float) -> None:
         """A background transfer: its blocks are taken at the next boundary."""
@@ -778,11 +797,7 @@ class ModelledEngine:
         return self._arrivals[0][0] if self._arrivals else inf
 
     def _settle(self) -> None:
-        """At a boundary: cancelled calls leave, ordered transfers take their blocks, ended ones land."""
-        if self._cancelled:
-            cancelled, self._cancelled = self._cancelled, []
-            for request in cancelled:
-                self._remove(request)
+        """At a boundary: ordered transfers take their blocks, ended ones land."""
         if self._ordered:
             ordered, self._ordered = self._ordered, []
             for transfer in ordered:
@@ -796,16 +811,32 @@ class ModelledEngine:
             self._queue.push_front(request)
 
     def _remove(self, request: EngineRequest) -> None:
-        """A cancelled call that was running or loading leaves; it may have finished or been preempted meanwhile."""
+        """A running call leaves; the iterations of the plan that are over count, the one in progress does not."""
+        if self._length > 1:
+            end_s, self._end = self._end, self._now + self._run_s(self._length - 1)
+            self._length -= 1
+            self._advance_plan()
+            self._length, self._end = 1, end_s
+            self._grow_decodes()
         if request.state == _DECODE:
             self._leave_decode(request, self._extra(request))
-        if request.state == _PREFILL:
-            del self._running[request.step]
-            if self._partial is request:
-                self._partial = None
-            self._close(request)
-        if request.state != _LOADING:
-            request.state = _GONE
+        self._prefills = [(other, new) for other, new in self._prefills if other is not request]
+        if request in self._stalled:
+            self._stalled.remove(request)
+        if self._partial is request:
+            self._partial = None
+        del self._running[request.step]
+        self._close(request)
+
+    def _abandon(self, request: EngineRequest) -> None:
+        """A call that waits for a transfer leaves; what arrives stays behind as its session's context."""
+        for _, _, transfer in self._arrivals:
+            if transfer.request is request:
+                transfer.request = None
+                request.lease = _NO_LEASE
+        inbound = self._inbound.get(request.session)
+        if inbound is not None and request in inbound.blocked:
+            inbound.blocked.remove(request)
 
     def _take_room(self, transfer: _Transfer) -> None:
         pool = self.pool
@@ -817,20 +848,17 @@ class ModelledEngine:
     def _land(self, transfer: _Transfer) -> list[EngineRequest]:
         """Blocks have arrived; the calls that waited for them."""
         lease, request = transfer.lease, transfer.request
-        if request is None:
+        first = lease.hashed
+        self.pool.publish(lease, lease.blocks)
+        if request is not None:
+            self._holding[request.step] = request
+            return [request]
+        if self._inbound.get(transfer.session) is transfer:
             del self._inbound[transfer.session]
-            first = lease.hashed
-            self.pool.publish(lease, lease.blocks)
-            self.pool.close(lease, tokens=lease.blocks * self._block, at_s=self._now)
-            if transfer.moved and lease.blocks:
-                self.pool.owners[transfer.session].moved = (first, lease.blocks)
-            return [one for one in transfer.blocked if self._is_live(one)]
-        self.pool.publish(lease, transfer.blocks)
-        if not self._is_live(request):
-            self._close(request)
-            return []
-        self._holding[request.step] = request
-        return [request]
+        self.pool.close(lease, tokens=lease.blocks * self._block, at_s=self._now)
+        if transfer.moved and lease.blocks:
+            self.pool.owners[transfer.session].moved = (first, lease.blocks)
+        return transfer.blocked
 
     def _report_removed(self) -> None:
         sessions = self.pool.take_evicted()
@@ -869,7 +897,7 @@ class ModelledEngine:
             raise InvariantViolated(
                 f"E5 held blocks: {anonymous} unhashed + {self.pool.held_blocks()} hashed by count, {held} kept"
             )
-        if self._partial is not None and next(reversed(self._running)) != self._partial.step:
+        if self._partial is not None and not self._prefills and next(reversed(self._running)) != self._partial.step:
             raise InvariantViolated("E6 the call that prefills is the last running")
 
     def _anonymous(self, request: EngineRequest) -> int:
