@@ -321,12 +321,13 @@ class WorkflowGraph:
             counts[name] = counts.get(name, 0.0) + weight
             context.total += weight
 
-    def probability(self, path: Path, name: str) -> float:
+    def probability(self, path: Path, name: str, base: float | None = None) -> float:
         """P(next symbol is `name` | path), backing off from long to short contexts by absolute discounting.
 
-        Sums to one over `symbols()` and one unseen symbol. O(order).
+        base: what the empty history leans on; None shares it evenly among `symbols()` and one unseen symbol, over
+        which the answers then sum to one. O(order).
         """
-        chance = 1.0 / (len(self.root.counts) + 1)
+        chance = base if base is not None else 1.0 / (len(self.root.counts) + 1)
         strength = _ROOT_STRENGTH
         for context in path:
             counts = context.counts
@@ -348,8 +349,9 @@ class WorkflowGraph:
     # bounds
 
     def _forget_nodes(self) -> None:
-        """Drop the least-seen quarter of the nodes and every count of them."""
-        ranked = sorted(self.nodes, key=lambda name: (name not in _KEPT_NODES, -self.nodes[name].visits, name))
+        """Drop the least-seen quarter of the nodes, among equals the oldest, and every count of them."""
+        newest_first = list(reversed(self.nodes))
+        ranked = sorted(newest_first, key=lambda name: (name not in _KEPT_NODES, -self.nodes[name].visits))
         gone = frozenset(ranked[int(len(ranked) * _KEPT_SHARE) :]) - _KEPT_NODES
         for name in gone:
             del self.nodes[name]

@@ -1,8 +1,9 @@
 """The one object that the scheduler asks what a session will do next.
 
-`WorkflowModel` keeps a graph per kind of workflow and one for the average of all kinds; a `Track` is a session's
-place in them. It learns from four facts (a step arrived, a step finished, a session ended, a session opened) and
-answers `forecast`. It refuses to know workers, caches, clocks (times come as gaps) and where facts come from.
+`WorkflowModel` keeps a graph per kind of workflow and one for the average of all kinds, which each kind teaches with
+its first sessions, so that no busy kind drowns the others; a `Track` is a session's place in them. It learns from four
+facts (a session opened, a step arrived, a step finished, a session ended) and answers `forecast`. It refuses to know
+workers, caches, clocks (times come as gaps) and where facts come from.
 
 How a forecast is made, after the session's n-th step, standing at a path of nodes:
 
@@ -64,7 +65,7 @@ class WorkflowSettings:
     order: int = 3
     max_kinds: int = 256
     max_nodes: int = 512
-    max_contexts: int = 4096
+    max_contexts: int = 2048
     gap_window: float = 4096.0
 
     def __post_init__(self) -> None:
@@ -108,6 +109,7 @@ class Track:
         "pace_weight",
         "path",
         "steps",
+        "teaches_all",
         "trust",
         "trust_here",
         "waiting",
@@ -123,6 +125,7 @@ class Track:
         self.context_tokens = 0
         self.first_context_tokens = 0
         self.waiting = False
+        self.teaches_all = True
         self.overlap = 0.0
         self.overlap_last = 0.0
         self.overlap_before = 0.0
@@ -221,6 +224,7 @@ class WorkflowModel:
         node = graph.node(START)
         node.visits += 1
         track = Track(graph, self._trust[kind], node, graph.path((START,)), self._average.path((START,)))
+        track.teaches_all = graph.tasks < self.settings.cold_start_tasks
         if hints is not None:
             self._take_hints(track, hints)
         return track
@@ -246,28 +250,33 @@ class WorkflowModel:
                 self._judge_arrival(track, gap_s)
             if gap_s is not None:
                 self._learn_pace(track, gap_s)
-                self._learn_gap(graph, node, bin_of(gap_s), by_user=gap_kind.startswith("user"))
+                self._learn_gap(track, bin_of(gap_s), by_user=gap_kind.startswith("user"))
             context = track.context_tokens
             growth = prompt_tokens - context if prompt_tokens > context else 0
             node.growth.observe(growth)
             graph.growth.observe(growth)
-            self._average.growth.observe(growth)
+            if track.teaches_all:
+                self._average.growth.observe(growth)
             if common_tokens is not None and context > 0:
                 self._learn_overlap(track, common_tokens / context if common_tokens < context else 1.0)
         track.waiting = False
         if hints is not None:
             self._take_hints(track, hints)
 
-    def _learn_gap(self, graph: WorkflowGraph, node: Node, index: int, *, by_user: bool) -> None:
-        average = self._average
+    def _learn_gap(self, track: Track, index: int, *, by_user: bool) -> None:
+        """Teach the node, its tool and the kind (all kinds too); what a human took is no tool's time."""
+        graph, node = track.graph, track.node
         node.gap.observe_bin(index)
-        average.node(node.name).gap.observe_bin(index)
-        tool = graph.tool_of(node.name)
-        if tool is not None:
-            tool.gap.observe_bin(index)
+        if ":" in node.name:
+            tool = graph.tool_of(node.name)
+            if tool is not None:
+                tool.gap.observe_bin(index)
         if not by_user:
             graph.gap.observe_bin(index)
-            average.gap.observe_bin(index)
+        if track.teaches_all:
+            self._average.node(node.name).gap.observe_bin(index)
+            if not by_user:
+                self._average.gap.observe_bin(index)
 
     def _learn_pace(self, track: Track, gap_s: float) -> None:
         """Whether this session's gaps are long or short among their like, as a mean logit of their rank."""
@@ -279,7 +288,8 @@ class WorkflowModel:
     def _learn_overlap(self, track: Track, share: float) -> None:
         track.node.overlap.observe(share)
         track.graph.overlap.observe(share)
-        self._average.overlap.observe(share)
+        if track.teaches_all:
+            self._average.overlap.observe(share)
         kept = track.overlap_weight * _OVERLAP_KEEP
         track.overlap_before = track.overlap_last if kept else share
         track.overlap_last = share
@@ -297,7 +307,6 @@ class WorkflowModel:
             self._judge_answer(track, tool_calls, output_tokens)
         track.node.output.observe(output_tokens)
         track.graph.output.observe(output_tokens)
-        self._average.output.observe(output_tokens)
         track.context_tokens = prompt_tokens + output_tokens
         if track.steps == 0:
             track.first_context_tokens = track.context_tokens
@@ -306,18 +315,21 @@ class WorkflowModel:
         name = self._names.get(tool_calls)
         if name is None:
             name = self._name(tool_calls)
-        self._average.advance(track.average_path, name)
         track.graph.advance(track.path, name)
+        if track.teaches_all:
+            self._average.output.observe(output_tokens)
+            self._average.advance(track.average_path, name)
         self._enter(track, name)
 
     def _enter(self, track: Track, name: str) -> None:
-        self._average.node(name)
+        if track.teaches_all:
+            self._average.node(name)
+            track.average_path = self._average.path((name,))
         graph = track.graph
         node = track.node = graph.node(name)
         node.visits += 1
         history = track.history = (*track.history, name)[-self._reach :]
         track.path = graph.path(history)
-        track.average_path = self._average.path((name,))
 
     def _name(self, tool_calls: tuple[str, ...]) -> str:
         """Name of the node that an answer with these calls opens."""
@@ -338,8 +350,9 @@ class WorkflowModel:
             self._judge_end(track)
         track.graph.advance(track.path, END)
         track.graph.steps.observe(track.steps)
-        self._average.advance(track.average_path, END)
-        self._average.steps.observe(track.steps)
+        if track.teaches_all:
+            self._average.advance(track.average_path, END)
+            self._average.steps.observe(track.steps)
 
     # hints
 
@@ -411,15 +424,17 @@ class WorkflowModel:
         life = graph.steps.mean_left(num_done)
         if warm < 1.0:
             life = warm * life + (1.0 - warm) * average.steps.mean_left(num_done)
-        new_tokens = about.growth.leaning_on(graph.growth.leaning_on(average.growth.mean, 1.0), _NODE_WEIGHT)
-        output_tokens = about.output.leaning_on(graph.output.leaning_on(average.output.mean, 1.0), _NODE_WEIGHT)
+        growth, output = graph.growth.mean, graph.output.mean
+        if warm < 1.0:
+            growth = graph.growth.leaning_on(average.growth.mean, 1.0)
+            output = graph.output.leaning_on(average.output.mean, 1.0)
         seen = track.node.visits if track.waiting else graph.steps.sessions
         forecast = Forecast(
             chance,
             gap,
             gap.quantile(_usual_rank(track), waited_s),
-            new_tokens,
-            output_tokens,
+            about.growth.leaning_on(growth, _NODE_WEIGHT),
+            about.output.leaning_on(output, _NODE_WEIGHT),
             self._overlap(track),
             chance * life,
             chance * life * self._growth_per_step(track),
@@ -459,7 +474,7 @@ class WorkflowModel:
     def next_probability(self, track: Track, name: str) -> float:
         """P(the next symbol is `name` | all that is known): the node that the next answer opens, or "end".
 
-        For a session in a gap; sums to one over `graph(kind).symbols()` of all kinds and one unseen symbol. O(order).
+        For a session in a gap; sums to one over the symbols of all kinds and one unseen symbol. O(order).
         """
         warm = min(1.0, track.graph.tasks / self.settings.cold_start_tasks)
         ends = self._end_chance(track, track.steps, warm)
@@ -469,10 +484,9 @@ class WorkflowModel:
         return (1.0 - ends) * chance / (1.0 - self._symbol_chance(track, END, warm))
 
     def _symbol_chance(self, track: Track, name: str, warm: float) -> float:
-        chance = track.graph.probability(track.path, name)
-        if warm < 1.0:
-            chance = warm * chance + (1.0 - warm) * self._average.probability(track.average_path, name)
-        return chance
+        usual = self._average.probability(self._average.path((track.node.name,)), name)
+        chance = track.graph.probability(track.path, name, usual)
+        return warm * chance + (1.0 - warm) * usual
 
     def _overlap(self, track: Track) -> float:
         """Share of the context that the next call reuses.

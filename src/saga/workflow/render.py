@@ -176,7 +176,8 @@ def _svg_arrow(arrow: Arrow, places: dict[str, tuple[float, float]], side: float
         f'<path d="{path}" fill="none" stroke="#57606a" stroke-opacity="{0.25 + 0.75 * arrow.share:.2f}" '
         f'stroke-width="{_pen(arrow):.1f}" marker-end="url(#tip)"><title>{escape(arrow.source)} to '
         f"{escape(arrow.target)}: {arrow.times:.0f}</title></path>"
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="#0969da" font-size="11">{arrow.share:.0%}</text>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="#0969da" font-size="11" '
+        f'stroke="#ffffff" stroke-width="3" paint-order="stroke">{arrow.share:.0%}</text>'
     )
 
 
