@@ -47,6 +47,7 @@ __all__ = ["VLLM_VERSION", "Call", "RealScheduler", "Settings", "tokens_of"]
 
 PromptPath: TypeAlias = tuple[tuple[int, int], ...]
 
+_MAX_EMPTY_ROUNDS = 1_000
 _MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -204,7 +205,19 @@ class RealScheduler:
         )
 
     def schedule(self, now: float) -> Any:
-        """The decision for the iteration that begins at `now`; admissions and preemptions are noted in `calls`."""
+        """The decision for the iteration that begins at `now`; admissions and preemptions are noted in `calls`.
+
+        A round in which vLLM schedules nothing (the first running call preempted itself) runs no model and
+        takes no time: the next round is asked for at once. Only to be called when `busy`.
+        """
+        for _ in range(_MAX_EMPTY_ROUNDS):
+            decision = self._schedule(now)
+            if decision.num_scheduled_tokens:
+                return decision
+            self._update(decision, {})
+        raise RuntimeError(f"vLLM schedules nothing at {now}: {len(self.calls)} calls, one of them cannot fit")
+
+    def _schedule(self, now: float) -> Any:
         preempted_before = {r.request_id: r.num_preemptions for r in self._scheduler.running}
         decision = self._scheduler.schedule()
         for step, count in preempted_before.items():
@@ -240,20 +253,22 @@ class RealScheduler:
 
     def finish(self, decision: Any, now: float) -> list[Call]:
         """End the iteration at `now`: tokens are sampled; the calls that are finished by them are returned."""
-        steps = list(decision.num_scheduled_tokens)
-        sampled = {step: self._sample(step) for step in steps}
+        sampled = {step: self._sample(step) for step in decision.num_scheduled_tokens}
+        self._update(decision, sampled)
+        return self._note_tokens(decision.num_scheduled_tokens, sampled, now)
+
+    def _update(self, decision: Any, sampled: dict[str, list[int]]) -> None:
         self._scheduler.update_from_output(
             decision,
             ModelRunnerOutput(
-                req_ids=steps,
-                req_id_to_index={step: i for i, step in enumerate(steps)},
+                req_ids=list(sampled),
+                req_id_to_index={step: i for i, step in enumerate(sampled)},
                 sampled_token_ids=list(sampled.values()),
                 logprobs=None,
                 prompt_logprobs_dict={},
                 pooler_output=[],
             ),
         )
-        return self._note_tokens(decision.num_scheduled_tokens, sampled, now)
 
     def _note_tokens(self, scheduled: dict[str, int], sampled: dict[str, list[int]], now: float) -> list[Call]:
         done = []
