@@ -408,13 +408,12 @@ class Scheduler:
             return
         forecast = self.model.forecast(session.track)
         self._note(session, forecast)
-        loads = worker.host_kv_tokens and worker.load_tokens_per_s
         facts = GapFacts(
             gap=forecast.gap,
             continue_probability=forecast.continue_probability,
             overlap=forecast.overlap,
             capacity_tokens=worker.kv_tokens,
-            return_tokens_per_s=worker.load_tokens_per_s if loads else worker.prefill_tokens_per_s,
+            return_tokens_per_s=self._return_rate(session, worker),
             pressure=worker.live_tokens / worker.kv_tokens,
         )
         hold_s = self.composition.retention.hold_s(facts)
@@ -438,6 +437,13 @@ class Scheduler:
             )
         if self._gates:
             self._pause_for_room(worker)
+
+    def _return_rate(self, session: Session, worker: Worker) -> float:
+        """Tokens per second at which the prefix would come back: over the link if the host tier has room for it."""
+        paused_tokens = worker.live_tokens - worker.active_tokens
+        if worker.load_tokens_per_s and paused_tokens + session.context_tokens <= worker.host_kv_tokens:
+            return worker.load_tokens_per_s
+        return worker.prefill_tokens_per_s
 
     def _hold_place(self, session: Session, worker: Worker) -> None:
         before_tokens = worker.reserved_tokens
