@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga.bench.statistics import ecdf, paired_speedup, t_quantile_975
+from saga.bench.statistics import ecdf, paired_speedup, t_quantile_975, thin
 
 seconds = st.floats(min_value=1e-3, max_value=1e6)
 pairs = st.lists(st.tuples(seconds, seconds), min_size=2, max_size=20)
@@ -84,3 +84,18 @@ def test_the_distribution_rises_from_the_least_to_the_greatest(values: list[floa
     assert ys == sorted(ys)
     if values:
         assert (xs[0], xs[-1], ys[-1]) == (min(values), max(values), 1.0)
+
+
+@given(st.integers(min_value=0, max_value=500), st.integers(min_value=1, max_value=50))
+def test_thinning_keeps_the_mean_of_what_divides_evenly(num_samples: int, most: int) -> None:
+    """Never more points than asked for, order kept, and means of means are means where groups are equal."""
+    samples = [(float(index), float(index % 7)) for index in range(num_samples)]
+    thinned = thin(samples, most)
+    assert len(thinned) <= most
+    assert thinned == sorted(thinned)
+    if num_samples <= most:
+        assert thinned == samples
+    elif num_samples % len(thinned) == 0 and num_samples // len(thinned) == -(-num_samples // most):
+        assert sum(value for _, value in thinned) / len(thinned) == pytest.approx(
+            sum(value for _, value in samples) / num_samples
+        )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from saga import __version__
 from saga.bench.files import write_whole
-from saga.bench.statistics import ecdf
+from saga.bench.statistics import ecdf, thin
 from saga.bench.tables import RunObject, SummaryObject, Table, meaning, preset_table, tenant_table
 from saga.errors import UsageError
 
@@ -31,6 +31,7 @@ Segment = tuple[str, str, str, str, float, float]
 
 KINDS = ("queued", "prefill", "decode", "gap", "paused")
 _HEIGHTS = {"queued": 0.45, "prefill": 0.9, "decode": 0.9, "gap": 0.12, "paused": 0.3}
+_MAX_SAMPLES = 300  # points of a curve over time
 _MAX_ROWS = 32  # sessions in a time line
 _SHORTEST = 1 / 3_000  # of the window: a bar that is shorter cannot be seen
 _NUM_SERIES = 7
@@ -156,7 +157,7 @@ def _draw_occupancy(group: ReportGroup, salt: str) -> _Drawing:
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     order = list(group.details)
     for axes, name in zip(panels, names, strict=True):
-        at_s, used, resident = zip(*group.details[name].occupancy, strict=True)
+        at_s, used, resident = zip(*thin(group.details[name].occupancy, _MAX_SAMPLES), strict=True)
         colour = _series(order.index(name))
         axes.fill_between(at_s, resident, color=colour, alpha=0.25, linewidth=0, label="holds a prefix")
         axes.plot(at_s, used, color=colour, linewidth=1.3, label="used by running calls")
@@ -194,7 +195,7 @@ def _draw_timeline(group: ReportGroup, salt: str) -> _Drawing:
     return _Drawing(
         _as_svg(figure, f"{salt}l"),
         "What sessions of one worker did in the middle of the run, a row each: waiting (queued), reading the prompt "
-        "(prefill), writing the answer (decode), away at a tool (gap) or set aside by the scheduler (paused). "
+        "(prefill), writing the answer (decode), away with its place kept (gap) or without one (paused). "
         "First seed.",
     )
 

@@ -100,3 +100,10 @@ def ecdf(values: Sequence[float], *, num_points: int = 400) -> tuple[list[float]
     else:
         picks = [round(index * (num_values - 1) / (num_points - 1)) for index in range(num_points)]
     return [ordered[pick] for pick in picks], [(pick + 1) / num_values for pick in picks]
+
+
+def thin(samples: Sequence[tuple[float, ...]], most: int) -> list[tuple[float, ...]]:
+    """At most `most` samples, each the mean over equally many neighbours (the last may have fewer). O(samples)."""
+    size = -(-len(samples) // most)
+    groups = [samples[start : start + size] for start in range(0, len(samples), max(1, size))]
+    return [tuple(math.fsum(column) / len(group) for column in zip(*group, strict=True)) for group in groups]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from saga.cli.farm import Job
 
 _PRESETS = ("vllm_apc", "saga", "infinite_kv")
-_NUM_SEEDS = 5
+_NUM_SEEDS = 4
 
 
 @dataclass(frozen=True)
