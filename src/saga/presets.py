@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from saga.cache.next_use import NextUse
 from saga.cache.prefetch import BeforeReturn
-from saga.cache.tiers import WriteBack
+from saga.cache.tiers import PausedLast, WriteBack
 from saga.cache.ttl import Forever, P95Ttl, SkiRental
 from saga.cache.workflow_lru import WorkflowLru
 from saga.errors import UnknownName
@@ -73,7 +73,7 @@ _SAGA = Composition(
     retention=SkiRental(),
     ordering=TaskFcfs(),
     tenants=WeightedService(),
-    host_tier=WriteBack(),
+    host_tier=WriteBack(eviction=PausedLast()),
     engine=EngineRules(eviction=NextUse(), queue="priority"),
     migrate=True,
     forecasts=True,

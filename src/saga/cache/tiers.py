@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from saga.cache.eviction import EvictionKey, EvictionPolicy
+from saga.cache.lru import Lru
+from saga.views import CacheOwner
+
+_CLASS = {"ended": 0.0, "active": 1.0, "unknown": 2.0, "paused": 3.0}
 
 
 class HostTier(Protocol):
@@ -15,9 +21,22 @@ class HostTier(Protocol):
         ...
 
     @property
-    def offload_on_pause(self) -> bool:
-        """Whether a paused session's device copy is given up at once (its host copy stays)."""
+    def eviction(self) -> EvictionPolicy:
+        """What leaves the tier when it is full."""
         ...
+
+
+@dataclass(frozen=True)
+class PausedLast:
+    """Keep what only the tier has: ended sessions leave first, then active ones (their prefix is on the device), then
+    paused ones by farthest expected use.
+
+    A tier that also copies what is on the device holds nothing more than the device as soon as it is the smaller one.
+    """
+
+    def key(self, owner: CacheOwner) -> EvictionKey:
+        """(class of standing, minus expected use, time of last use)."""
+        return (_CLASS[owner.standing], -owner.expected_use_s, owner.last_use_s)
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,7 @@ class NoHostTier:
     """What leaves the device is gone."""
 
     enabled: bool = False
-    offload_on_pause: bool = False
+    eviction: EvictionPolicy = field(default=Lru())
 
 
 @dataclass(frozen=True)
@@ -33,4 +52,4 @@ class WriteBack:
     """Every finished step is written back while its tool runs, so that eviction costs nothing later (POLICY item 6)."""
 
     enabled: bool = True
-    offload_on_pause: bool = False
+    eviction: EvictionPolicy = field(default=Lru())

@@ -39,6 +39,7 @@ _INFINITE_BLOCKS = 1 << 48
 
 _NO_LEASE = Lease("", (), 0)
 
+_NAN = float("nan")
 _WAITING, _LOADING, _PREFILL, _DECODE, _GONE = range(5)
 
 
@@ -142,7 +143,7 @@ class EngineRequest:
 
     def renew(self) -> None:
         """As if never submitted: a call taken back from one engine may go to another."""
-        self.arrival_s = self.started_s = self.first_token_s = self.finished_s = float("nan")
+        self.arrival_s = self.started_s = self.first_token_s = self.finished_s = _NAN
         self.cached_tokens = self.host_tokens = self.moved_tokens = self.prefilled_tokens = self.num_preemptions = 0
         self.service_s = self.share = 0.0
         self.state = _GONE
@@ -243,7 +244,8 @@ class ModelledEngine:
         if request.step in self._requests:
             raise UsageError(f"step {request.step!r} is already here")
         self._run_to(at_s)
-        request.renew()
+        if request.arrival_s == request.arrival_s:  # not nan: it has been somewhere before
+            request.renew()
         request.arrival_s = at_s
         request.spans = spans_of(request.path, self._block)
         self._sequence += 1
@@ -332,10 +334,15 @@ class ModelledEngine:
         reuse_probability: float = 1.0,
         at_s: float,
     ) -> None:
-        """Tell the eviction policies about a session. `at_s` only documents the caller's clock."""
+        """Tell the eviction policies about a session; what is paused is in the host tier from now on."""
         self.pool.set_standing(session, standing, expected_use_s, reuse_probability)
-        if self.host is not None:
-            self.host.pool.set_standing(session, standing, expected_use_s, reuse_probability)
+        if self.host is None:
+            return
+        owner = self.pool.owners.get(session)
+        if standing is Standing.PAUSED and owner is not None:
+            blocks = self.pool.lookup(owner.spans, owner.tokens // self._block)
+            self.host.store(session, owner.spans, blocks * self._block, at_s)
+        self.host.pool.set_standing(session, standing, expected_use_s, reuse_probability)
 
     def offload(self, session: str, at_s: float) -> None:
         """Let the session's idle device blocks go; their copy in the host tier, made when its call ended, stays."""
@@ -623,7 +630,7 @@ class ModelledEngine:
         self._running[request.step] = request
         self._sequence += 1
         request.admission = self._sequence
-        if request.started_s != request.started_s:
+        if request.started_s != request.started_s:  # nan
             request.started_s = self._now
 
     # Commit: what the planned iterations did

@@ -467,8 +467,6 @@ class Scheduler:
         session.hold_until_s = inf
         self._give_up_place(session)
         self._out.append(do.Release(session.session, session.home, Standing.PAUSED, reason))
-        if self.composition.host_tier.offload_on_pause:
-            self._out.append(do.Offload(session.session, session.home, reason))
 
     def _let_go(self, session: Session) -> None:
         session.hold_until_s = inf

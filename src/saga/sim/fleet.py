@@ -32,6 +32,7 @@ class ModelledFleet:
             queue=rules.queue,
             eviction=rules.eviction,
             host_kv_tokens=host_tokens if composition.host_tier.enabled else 0,
+            host_eviction=composition.host_tier.eviction,
             load_tokens_per_s=machine.load_tokens_per_s,
             move_tokens_per_s=machine.move_tokens_per_s,
             infinite_kv=rules.infinite_kv,
