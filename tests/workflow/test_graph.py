@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga.workflow.graph import END, START, USER, RunningMean, StepCounts, WorkflowGraph, node_name
+from saga.workflow.graph import END, START, USER, RunningMean, Slope, StepCounts, WorkflowGraph, node_name
 
 names = st.sampled_from(["Edit", "Read", "Bash:git", "Bash:ls", "Grep+Read", USER])
 walks = st.lists(st.lists(names, min_size=1, max_size=8), max_size=12)
@@ -143,6 +143,18 @@ def test_running_mean_is_the_mean(values: list[float]) -> None:
     assert mean.mean == pytest.approx(true, rel=1e-6, abs=1e-3)
     spread = (sum((value - true) ** 2 for value in values) / len(values)) ** 0.5
     assert mean.spread == pytest.approx(spread, rel=1e-6, abs=1e-2)
+
+
+def test_a_slope_tells_signal_from_noise() -> None:
+    """What comes true is followed, what never does is not, and nothing seen is half believed."""
+    true, noise = Slope(), Slope()
+    assert true.slope == 0.5
+    for k in range(400):
+        sign = 1.0 if k % 2 else -1.0
+        true.observe(sign, sign)
+        noise.observe(sign, 1.0 if k % 4 < 2 else -1.0)
+    assert true.slope > 0.95
+    assert noise.slope < 0.05
 
 
 @given(walks)

@@ -23,6 +23,7 @@ _KEPT_NODES = frozenset((START, USER, CHILD, END))
 _DISCOUNT = 0.75
 _ROOT_STRENGTH, _MORE_STRENGTH = 0.2, 2.0
 _MEAN_WINDOW = 256.0
+_SLOPE_PRIOR, _SLOPE_KEEP = 10.0, 0.999
 _MAX_STEPS = 4096
 _PRIOR_STEPS = 10.0
 _HAZARD_WEIGHT = 4.0
@@ -69,6 +70,34 @@ class RunningMean:
     def restore(self, data: list[float]) -> None:
         """Take over what `snapshot` gave."""
         self.count, self.mean, self.variance = (float(value) for value in data)
+
+
+class Slope:
+    """How far what was expected comes true: slope of a line through the origin, 0..1, one half before evidence."""
+
+    __slots__ = ("_cross", "_square")
+
+    def __init__(self) -> None:
+        self._cross = 0.5 * _SLOPE_PRIOR
+        self._square = _SLOPE_PRIOR
+
+    def observe(self, expected: float, came: float) -> None:
+        """Learn one pair; old ones fade. O(1)."""
+        self._cross = _SLOPE_KEEP * self._cross + expected * came
+        self._square = _SLOPE_KEEP * self._square + expected * expected
+
+    @property
+    def slope(self) -> float:
+        """The factor by which to trust an expectation."""
+        return min(1.0, max(0.0, self._cross / self._square)) if self._square > 0.0 else 0.5
+
+    def snapshot(self) -> list[float]:
+        """Plain data."""
+        return [self._cross, self._square]
+
+    def restore(self, data: list[float]) -> None:
+        """Take over what `snapshot` gave."""
+        self._cross, self._square = (float(value) for value in data)
 
 
 class Node:
@@ -236,6 +265,7 @@ class WorkflowGraph:
         "nodes",
         "output",
         "overlap",
+        "pace",
         "root",
         "steps",
     )
@@ -261,6 +291,7 @@ class WorkflowGraph:
         self.growth = RunningMean()
         self.output = RunningMean()
         self.overlap = RunningMean()
+        self.pace = Slope()
         self.steps = StepCounts()
         self.nodes: dict[str, Node] = {}
         self.root = Context()
@@ -372,6 +403,7 @@ class WorkflowGraph:
             "growth": self.growth.snapshot(),
             "output": self.output.snapshot(),
             "overlap": self.overlap.snapshot(),
+            "pace": self.pace.snapshot(),
             "steps": self.steps.snapshot(),
             "nodes": {name: node.snapshot() for name, node in self.nodes.items()},
             "contexts": self.root.snapshot(),
@@ -383,6 +415,7 @@ class WorkflowGraph:
         self.growth.restore(data["growth"])
         self.output.restore(data["output"])
         self.overlap.restore(data["overlap"])
+        self.pace.restore(data["pace"])
         self.steps.restore(data["steps"])
         self.nodes = {}
         for name, node in data["nodes"].items():

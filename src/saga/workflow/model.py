@@ -13,7 +13,7 @@ How a forecast is made, after the session's n-th step, standing at a path of nod
    Bayes does: odds(path) * odds(n) / odds(any n).
 3. Time already waited speaks for an end: P(continue | waited) = p S(waited) / (p S(waited) + 1 - p).
 4. The expected gap is the quantile of the node's gaps at the rank where the session's earlier gaps lay among their
-   like: slow sessions stay slow. The distribution handed out is that of the node.
+   like, as far as slow sessions of the kind are seen to stay slow. The distribution handed out is that of the node.
 5. Remaining steps = P(continue) * mean residual life at n. Remaining tokens = those steps * growth per step, where
    the session's own growth counts from its first steps on.
 6. Trusted hints replace what they speak of.
@@ -279,11 +279,15 @@ class WorkflowModel:
                 self._average.gap.observe_bin(index)
 
     def _learn_pace(self, track: Track, gap_s: float) -> None:
-        """Whether this session's gaps are long or short among their like, as a mean logit of their rank."""
+        """Whether this session's gaps are long or short among their like, and whether that lasts in this kind."""
         longer = min(max(track.node.gap.survival(gap_s), _EXTREME_RANK), 1.0 - _EXTREME_RANK)
-        kept = track.pace_weight * _PACE_KEEP
+        score = log((1.0 - longer) / longer)
+        weight = track.pace_weight
+        if weight:
+            track.graph.pace.observe(track.pace * weight / (weight + _PACE_WEIGHT), score)
+        kept = weight * _PACE_KEEP
         track.pace_weight = kept + 1.0
-        track.pace = (track.pace * kept + log((1.0 - longer) / longer)) / (kept + 1.0)
+        track.pace = (track.pace * kept + score) / (kept + 1.0)
 
     def _learn_overlap(self, track: Track, share: float) -> None:
         track.node.overlap.observe(share)
@@ -585,9 +589,9 @@ class WorkflowModel:
 
 
 def _usual_rank(track: Track) -> float:
-    """The rank (0..1) among gaps of their kind at which this session's gaps lie: one half for a new session."""
+    """The rank (0..1) among gaps of their like at which this session's next lies: one half for a new session."""
     weight = track.pace_weight
-    return 1.0 / (1.0 + exp(-track.pace * weight / (weight + _PACE_WEIGHT)))
+    return 1.0 / (1.0 + exp(-track.graph.pace.slope * track.pace * weight / (weight + _PACE_WEIGHT)))
 
 
 def _towards(chance: float, trust: float, *, yes: bool) -> float:
