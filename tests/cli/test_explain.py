@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -142,3 +144,52 @@ def test_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     """A wrong path is the caller's fault and named."""
     with pytest.raises(TraceError, match="nowhere"):
         read_log(tmp_path / "nowhere")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The log of a small, real run under memory pressure."""
+    from saga.sim.config import SimConfig
+    from saga.sim.driver import simulate
+    from saga.workloads.catalogue import workload
+    from saga.workloads.plan import Limits
+
+    log = tmp_path_factory.mktemp("log") / "run.jsonl"
+    config = SimConfig(
+        preset="saga",
+        workload="swe_bench",
+        workers=1,
+        kv_tokens=60_000,
+        agents_per_worker=4,
+        tasks=8,
+        log_path=str(log),
+    )
+    simulate(config, workload("swe_bench", Limits(max_context_tokens=50_000), kv_tokens=60_000))
+    return log
+
+
+def test_a_recorded_run_replays_to_the_same_commands(saga: Callable[..., Any], recorded: Path) -> None:
+    """Same events, same preset, same commands: said in one line."""
+    answer = saga("explain", recorded, "--verify")
+    assert (answer.code, answer.err) == (0, "")
+    assert "same commands" in answer.out
+
+
+def test_a_changed_log_is_found_out(saga: Callable[..., Any], recorded: Path, tmp_path: Path) -> None:
+    """One altered reason makes the replay differ at that event, with exit code 1."""
+    changed = recorded.read_text().replace("kept across the gap", "kept for no reason", 1)
+    assert changed != recorded.read_text()
+    (tmp_path / "changed.jsonl").write_text(changed)
+    answer = saga("explain", tmp_path / "changed.jsonl", "--verify")
+    assert answer.code == 1
+    assert answer.err.startswith("saga: event ")
+    assert "kept for no reason" in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_every_session_of_a_real_run_can_be_told(saga: Callable[..., Any], recorded: Path) -> None:
+    """Each listed session has a story that begins with its first step."""
+    rows = [json.loads(line) for line in saga("explain", recorded, "--json").out.splitlines()]
+    assert rows
+    for row in rows[:5]:
+        assert f"step {row['session']}/0 arrives" in saga("explain", recorded, "--session", row["session"]).out

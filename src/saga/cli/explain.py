@@ -18,11 +18,13 @@ import msgspec
 import typer
 
 from saga import commands
-from saga.errors import TraceError, UsageError
+from saga.commands import AnyCommand
+from saga.errors import InvariantViolated, TraceError, UsageError
 from saga.events import AnyEvent, StepArrived, StepFinished
 
 SCHEMA = 1
 _NUM_LISTED = 20
+_MAY_BE_INFINITE = {"expected_use_s", "until_s"}
 _COMMANDS = {kind.__name__ for kind in commands.Command.__subclasses__()}
 _HIDDEN = {"type", "at_s", "reason", "session", "task", "step", "tenant", "workflow", "parent", "prefix", "gap_kind"}
 
@@ -132,21 +134,30 @@ def read_log(path: Path) -> tuple[LogHeader, Stories]:
 
     TraceError with the line where the file is missing, malformed, cut short or of another schema.
     """
-    lines = _lines(path)
-    header = _header(path, next(lines, (1, b"")))
-    decoder = msgspec.json.Decoder(LogLine)
+    header, lines = _parse(path)
     stories: Stories = {}
     session_of: dict[str, str] = {}
-    for number, text in lines:
-        line = _decode(decoder, path, number, text)
-        if line.event is not None:
-            moment = Moment(line.event.at_s, line.event)
-        elif line.command is not None and line.command.get("type") in _COMMANDS:
-            moment = Moment(line.at_s, line.command)
-        else:
-            raise TraceError(path, "neither an event nor a known command", line=number)
+    for line in lines:
+        moment = Moment(line.at_s, line.command or {}) if line.event is None else Moment(line.event.at_s, line.event)
         _note(stories, session_of, moment)
     return header, stories
+
+
+def _parse(path: Path) -> tuple[LogHeader, Iterator[LogLine]]:
+    """The header, and the other lines one by one, each with an event or with a command of a known kind."""
+    lines = _lines(path)
+    header = _header(path, next(lines, (1, b"")))
+    return header, _parse_rest(path, lines)
+
+
+def _parse_rest(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[LogLine]:
+    """The lines after the header."""
+    decoder = msgspec.json.Decoder(LogLine)
+    for number, text in lines:
+        line = _decode(decoder, path, number, text)
+        if line.event is None and (line.command is None or line.command.get("type") not in _COMMANDS):
+            raise TraceError(path, "neither an event nor a known command", line=number)
+        yield line
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -293,4 +304,40 @@ def _verify(log: Path) -> None:
     """Replay the log; says that the commands are the same, or fails with the first difference."""
     from saga.sim.replay import replay
 
-    replay(log)
+    header, lines = _parse(log)
+    difference = replay(header.preset, _turns(log, lines))
+    if difference is not None:
+        happened = msgspec.json.encode(difference.event).decode()
+        recorded, replayed = (msgspec.json.encode(given).decode() for given in difference[2:])
+        raise InvariantViolated(
+            f"event {difference.event_number} of {log} now leads elsewhere. Event: {happened} "
+            f"Recorded: {recorded} Replayed: {replayed}"
+        )
+    typer.echo(f"{_title(header)}: the replay gives the same commands")
+
+
+def _turns(path: Path, lines: Iterator[LogLine]) -> Iterator[tuple[AnyEvent, list[commands.Command]]]:
+    """Each event with the commands that followed it."""
+    event: AnyEvent | None = None
+    given: list[commands.Command] = []
+    for line in lines:
+        if line.event is None:
+            given.append(_restore(path, line.command or {}))
+            continue
+        if event is not None:
+            yield event, given
+        event, given = line.event, []
+    if event is not None:
+        yield event, given
+
+
+def _restore(path: Path, fields: dict[str, object]) -> commands.Command:
+    """A command from its fields; JSON has no infinity and writes null."""
+    for name in _MAY_BE_INFINITE & fields.keys():
+        if fields[name] is None:
+            fields[name] = float("inf")
+    try:
+        command: commands.Command = msgspec.convert(fields, AnyCommand)
+    except msgspec.ValidationError as error:
+        raise TraceError(path, f"{fields['type']}: {error}") from error
+    return command
