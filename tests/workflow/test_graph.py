@@ -24,7 +24,7 @@ def walked(walks: list[list[str]], **settings: int) -> WorkflowGraph:
             graph.node(name).visits += 1
             history = (*history, name)
         graph.advance(graph.path(history), END)
-        graph.steps.observe(len(walk))
+        lived([len(walk)], graph.steps)
     return graph
 
 
@@ -105,22 +105,40 @@ def test_names_of_nodes() -> None:
     assert node_name(("Read", "Grep")) == node_name(("Grep", "Read", "Grep")) == "Grep+Read"
 
 
+def lived(lengths: list[int], counts: StepCounts | None = None) -> StepCounts:
+    """The record of sessions that ended after so many steps."""
+    counts = counts if counts is not None else StepCounts()
+    for length in lengths:
+        for num_done in range(1, length):
+            counts.went_on(num_done)
+        counts.ended(length)
+    return counts
+
+
 def test_hazard_finds_a_limit_on_steps() -> None:
     """Sessions that are cut at twenty steps: the twentieth ends nearly all, the nineteenth nearly none."""
-    counts = StepCounts()
-    for _ in range(50):
-        counts.observe(20)
+    counts = lived([20] * 50)
     assert counts.hazard(20) > 0.9
     assert counts.hazard(19) < 0.1
     assert counts.mean_left(5) == pytest.approx(15.0, rel=0.05)
 
 
+def test_running_sessions_count() -> None:
+    """Short sessions end first: while the long ones run, they already say that sessions are longer than that."""
+    ended_only = lived([2] * 10)
+    with_running = lived([2] * 10)
+    for _ in range(90):
+        for num_done in range(1, 30):
+            with_running.went_on(num_done)
+    assert ended_only.hazard(2) > 0.8
+    assert with_running.hazard(2) < 0.15
+    assert with_running.mean_left(1) > 5.0 * ended_only.mean_left(1)
+
+
 @given(st.lists(st.integers(min_value=1, max_value=300), max_size=50), st.integers(min_value=0, max_value=10_000))
 def test_hazard_and_life_stay_in_range(lengths: list[int], num_done: int) -> None:
     """A hazard is a probability, and whoever goes on has at least one step left."""
-    counts = StepCounts()
-    for length in lengths:
-        counts.observe(length)
+    counts = lived(lengths)
     assert 0.0 < counts.hazard(num_done) < 1.0
     assert counts.mean_left(num_done) >= 1.0
 
@@ -128,8 +146,9 @@ def test_hazard_and_life_stay_in_range(lengths: list[int], num_done: int) -> Non
 def test_length_counts_stay_bounded() -> None:
     """A session of a million steps costs no more memory than one of 4,096."""
     counts = StepCounts()
-    counts.observe(1_000_000)
-    assert counts.snapshot() == {"4096": 1}
+    counts.ended(1_000_000)
+    counts.went_on(2_000_000)
+    assert counts.snapshot() == {"4096": [1, 1]}
     assert 0.0 < counts.hazard(1_000_000) < 1.0
 
 

@@ -26,7 +26,7 @@ _MEAN_WINDOW = 256.0
 _SLOPE_PRIOR, _SLOPE_KEEP = 10.0, 0.999
 _MAX_STEPS = 4096
 _PRIOR_STEPS = 10.0
-_HAZARD_WEIGHT = 4.0
+_HAZARD_WEIGHT, _LIFE_WEIGHT = 4.0, 0.5
 _KEPT_SHARE = 0.75
 
 
@@ -169,32 +169,50 @@ Path: TypeAlias = tuple[Context, ...]
 class StepCounts:
     """How many steps the sessions of a kind take: hazard of ending and mean residual life by steps done.
 
-    Exact up to 4,096 steps; longer sessions count as that long. Derived tables are refreshed when the number
-    of sessions has grown by a sixteenth. O(1) per question, O(longest) per refresh.
+    A life table (Kaplan-Meier): running sessions count for every step after which they went on, so that the short
+    sessions, which end first, do not pass for the usual ones. Exact up to 4,096 steps; later ones count there.
+    Derived tables are refreshed when the evidence has grown by a sixteenth. O(1) per question and observation,
+    O(longest) per refresh.
     """
 
-    __slots__ = ("_due", "_ended", "_hazard", "_left", "sessions")
+    __slots__ = ("_due", "_ended", "_hazard", "_left", "_seen", "_went_on", "sessions")
 
     def __init__(self) -> None:
         self.sessions = 0
+        self._seen = 0
         self._ended: list[int] = []
+        self._went_on: list[int] = []
         self._due = 0.0
         self._hazard: list[float] = []
         self._left: list[float] = []
 
-    def observe(self, num_steps: int) -> None:
-        """Learn the number of steps (>= 1) of an ended session."""
-        index = min(num_steps, _MAX_STEPS)
-        if index >= len(self._ended):
-            self._ended.extend([0] * (index + 1 - len(self._ended)))
+    def went_on(self, num_done: int) -> None:
+        """Learn that a session made a further step after `num_done`."""
+        index = min(_MAX_STEPS, num_done)
+        if index >= len(self._went_on):
+            self._grow(index + 1)
+        self._went_on[index] += 1
+        self._seen += 1
+
+    def ended(self, num_done: int) -> None:
+        """Learn that a session made no further step after `num_done`."""
+        index = min(_MAX_STEPS, num_done)
+        if index >= len(self._went_on):
+            self._grow(index + 1)
         self._ended[index] += 1
+        self._seen += 1
         self.sessions += 1
+
+    def _grow(self, length: int) -> None:
+        missing = [0] * (length - len(self._ended))
+        self._ended += missing
+        self._went_on += missing
 
     def hazard(self, num_done: int) -> float:
         """P(no further step | `num_done` steps done), leaning on `base_hazard` with four sessions."""
         self._refresh()
         hazard = self._hazard
-        return hazard[num_done] if num_done < len(hazard) else self._hazard[-1]
+        return hazard[num_done] if num_done < len(hazard) else hazard[-1]
 
     def base_hazard(self) -> float:
         """Ends per step over all sessions; a tenth where no session has ended yet."""
@@ -208,41 +226,54 @@ class StepCounts:
         return left[num_done] if num_done < len(left) else left[-1]
 
     def _refresh(self) -> None:
-        if self.sessions < self._due or (self.sessions == 0 and self._hazard):
+        if self._seen < self._due:
             return
-        self._due = self.sessions * 1.0625 + 0.5
-        ended = self._ended
-        steps = sum(index * count for index, count in enumerate(ended))
-        base = (self.sessions + 1.0) / (steps + _PRIOR_STEPS)
-        length = len(ended)
-        tail = self._spread(steps) if self.sessions > 1 else 1.0 / base
-        hazard, left = [base] * (length + 1), [max(1.0, tail)] * (length + 1)
-        alive, steps_alive = 0, 0.0
-        for num_done in range(length - 1, -1, -1):
-            # alive: sessions longer than num_done; steps_alive: the further steps they took
-            steps_alive += alive
-            left[num_done] = max(1.0, (steps_alive + tail) / (alive + 1.0))
-            gone = ended[num_done]
-            hazard[num_done] = (gone + _HAZARD_WEIGHT * base) / (alive + gone + _HAZARD_WEIGHT)
-            alive += gone
-        self._hazard, self._left = hazard, left
+        self._due = self._seen * 1.0625 + 0.5
+        base = (self.sessions + 1.0) / (self._seen + _PRIOR_STEPS)
+        self._hazard = [*self._shares(_HAZARD_WEIGHT, base), base]
+        hazard = self._shares(_LIFE_WEIGHT, base)
+        tail = max(1.0, _spread(hazard)) if self.sessions > 1 else 1.0 / base
+        left, following = [tail], tail
+        for chance in reversed(hazard):
+            # following: expected further steps after the next one, which is there
+            left.append(following)
+            following = 1.0 + (1.0 - chance) * following
+        left.reverse()
+        self._left = left
 
-    def _spread(self, num_steps: int) -> float:
-        """Standard deviation of the length: the mean further life of a geometric one, less where lengths agree."""
-        mean = num_steps / self.sessions
-        return sqrt(sum(count * (length - mean) ** 2 for length, count in enumerate(self._ended)) / self.sessions)
+    def _shares(self, weight: float, base: float) -> list[float]:
+        """Share of ends after 0, 1, 2, ... steps, leaning on `base` with a weight in sessions."""
+        lean = weight * base
+        return [
+            (ended + lean) / (ended + went_on + weight)
+            for ended, went_on in zip(self._ended, self._went_on, strict=True)
+        ]
 
-    def snapshot(self) -> dict[str, int]:
-        """Plain data: {steps: sessions}."""
-        return {str(steps): count for steps, count in enumerate(self._ended) if count}
+    def snapshot(self) -> dict[str, list[int]]:
+        """Plain data: {steps: [sessions that ended, sessions that went on]}."""
+        both = zip(self._ended, self._went_on, strict=True)
+        return {str(steps): [ended, went_on] for steps, (ended, went_on) in enumerate(both) if ended or went_on}
 
-    def restore(self, data: dict[str, int]) -> None:
+    def restore(self, data: dict[str, list[int]]) -> None:
         """Take over what `snapshot` gave."""
-        self._ended = [0] * (1 + max((int(steps) for steps in data), default=0))
-        for steps, count in data.items():
-            self._ended[int(steps)] = int(count)
+        self._ended, self._went_on = [], []
+        self._grow(1 + max((int(steps) for steps in data), default=0))
+        for steps, (ended, went_on) in data.items():
+            self._ended[int(steps)], self._went_on[int(steps)] = int(ended), int(went_on)
         self.sessions = sum(self._ended)
+        self._seen = self.sessions + sum(self._went_on)
         self._due = 0.0
+
+
+def _spread(hazard: list[float]) -> float:
+    """Standard deviation of the length by a life table; what outlives the table ends there."""
+    alive, mean, square = 1.0, 0.0, 0.0
+    for length, chance in enumerate([*hazard, 1.0]):
+        share = alive * chance
+        mean += share * length
+        square += share * length * length
+        alive -= share
+    return sqrt(max(0.0, square - mean * mean))
 
 
 class WorkflowGraph:

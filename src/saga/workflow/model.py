@@ -312,7 +312,11 @@ class WorkflowModel:
         track.node.output.observe(output_tokens)
         track.graph.output.observe(output_tokens)
         track.context_tokens = prompt_tokens + output_tokens
-        if track.steps == 0:
+        if track.steps:
+            track.graph.steps.went_on(track.steps)
+            if track.teaches_all:
+                self._average.steps.went_on(track.steps)
+        else:
             track.first_context_tokens = track.context_tokens
         track.steps += 1
         track.waiting = True
@@ -353,10 +357,10 @@ class WorkflowModel:
         if track.hints is not None:
             self._judge_end(track)
         track.graph.advance(track.path, END)
-        track.graph.steps.observe(track.steps)
+        track.graph.steps.ended(track.steps)
         if track.teaches_all:
             self._average.advance(track.average_path, END)
-            self._average.steps.observe(track.steps)
+            self._average.steps.ended(track.steps)
 
     # hints
 
