@@ -262,6 +262,36 @@ def generated_tokens() -> Scenario:
     )
 
 
+def fork_of_running() -> Scenario:
+    """A call extends an answer that is still being written; vLLM has hashed its blocks already."""
+    return Scenario(
+        "b extends the answer of a while a still writes it: vLLM offers each block as soon as it is full",
+        Settings(num_blocks=40, chunk_tokens=128, max_running=4),
+        (
+            Ask("a", "a", ((ALICE, 100),), 60),
+            Ask("b", "b", ((ALICE, 130), (BOB, 20)), 5, delay=40),
+            Ask("c", "c", ((ALICE, 155), (CAROL, 20)), 5, after="a", delay=1),
+        ),
+    )
+
+
+def duplicates_under_pressure() -> Scenario:
+    """Copies of the same blocks stay in vLLM's cache and push others out."""
+    return Scenario(
+        "three identical calls write the same answer at once; vLLM keeps the copies, so d's blocks go",
+        Settings(num_blocks=32, chunk_tokens=256, max_running=8),
+        (
+            Ask("d", "d", ((DAVE, 100),), 4),
+            Ask("a", "a", ((ALICE, 60),), 60, delay=10),
+            Ask("b", "b", ((ALICE, 60),), 60, delay=10),
+            Ask("c", "c", ((ALICE, 60),), 60, delay=10),
+            Ask("e", "e", ((BOB, 150),), 60, after="c", delay=1),
+            Ask("d1", "d", ((DAVE, 110),), 4, after="e", delay=1),
+            Ask("a1", "a", ((ALICE, 130),), 4, after="d1", delay=1),
+        ),
+    )
+
+
 def duplicate_computation() -> Scenario:
     """Two calls compute the same content at once; both copies take memory."""
     return Scenario(
@@ -344,6 +374,8 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
         rewritten_history,
         generated_tokens,
         duplicate_computation,
+        duplicates_under_pressure,
+        fork_of_running,
     )
 } | {
     "agents_fcfs_1": lambda: _agents(1, "fcfs"),

@@ -19,6 +19,7 @@ import heapq
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from real_vllm import VLLM_VERSION, Call, RealScheduler, Settings
@@ -109,7 +110,8 @@ class Modelled:
 
     def next_event_s(self) -> float | None:
         """See Engine."""
-        return self._engine.next_event_s()
+        event_s = self._engine.next_event_s()
+        return None if event_s == inf else event_s
 
     def advance(self, to_s: float) -> list[tuple[str, float]]:
         """See Engine."""
