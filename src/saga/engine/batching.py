@@ -49,7 +49,8 @@ class EngineSettings:
 
     host_kv_tokens and load_tokens_per_s: DRAM tier, none where either is 0. move_tokens_per_s: network that prefixes
     from other workers arrive over. infinite_kv: nothing is ever evicted or refused for lack of blocks.
-    report_residency: emit "removed" outcomes. max_jump_iterations: 1 steps through every iteration, same outcomes.
+    report_residency: emit "removed" outcomes; report_first_tokens: "first_token" ones. max_jump_iterations: 1 steps
+    through every iteration, same outcomes.
     """
 
     kv_tokens: int
@@ -65,6 +66,7 @@ class EngineSettings:
     move_tokens_per_s: float = 0.0
     infinite_kv: bool = False
     report_residency: bool = False
+    report_first_tokens: bool = True
     max_jump_iterations: int = 1 << 30
 
     def __post_init__(self) -> None:
@@ -186,6 +188,7 @@ class ModelledEngine:
 
     def __init__(self, settings: EngineSettings, latency: Latency) -> None:
         self.settings = settings
+        self._report_first_tokens = settings.report_first_tokens
         self.latency = latency
         block = settings.block_tokens
         report = settings.report_residency
@@ -215,6 +218,7 @@ class ModelledEngine:
         self._context = 0
         self._residues = [0] * block  # [(context - iteration) mod block]
         self._finishes: list[list[Any]] = []  # [iteration, admission, sequence, request or None]
+        self._growing: dict[int, EngineRequest] = {}  # stream -> the call whose answer extends it
         self._share = 0.0  # device seconds that a call which decodes all the time would have got
         self._grown = -1  # the iteration whose new decode blocks are already taken
         # The plan: `_length` iterations from `_now`, 0 for none.
@@ -563,6 +567,9 @@ class ModelledEngine:
         hit = loaded = 0
         if self.settings.prefix_caching:
             most = (target - 1) // block
+            for name, _, _ in spans:
+                if name in self._growing:
+                    self._publish_answer(self._growing[name])
             hit = pool.lookup(spans, most)
             if self.host is not None:
                 loaded = max(0, self.host.lookup(spans, most) - hit)
@@ -578,6 +585,12 @@ class ModelledEngine:
         if loaded and self.host is not None:
             self._load(request, hit + loaded, self.host.load(loaded, self._now))
         return True
+
+    def _publish_answer(self, request: EngineRequest) -> None:
+        """What a decoding call has written so far can be hit; done only when somebody asks for its stream."""
+        computed = request.computed + self._iteration - request.joined + 1
+        request.lease.blocks = -(-computed // self._block)
+        self.pool.publish(request.lease, computed // self._block)
 
     def _note_hit(self, request: EngineRequest, hit: int, loaded: int) -> None:
         owner = self.pool.owners.get(request.session)
@@ -692,7 +705,8 @@ class ModelledEngine:
         request.generated += 1
         if request.generated == 1:
             request.first_token_s = self._now
-            self._outcomes.append(Outcome("first_token", self._now, request.step))
+            if self._report_first_tokens:
+                self._outcomes.append(Outcome("first_token", self._now, request.step))
         if request.generated == request.output_tokens:
             self._finish(request)
         else:
@@ -714,6 +728,7 @@ class ModelledEngine:
         self._num_decodes += 1
         self._context += request.computed
         self._residues[(request.computed - iteration) % self._block] += 1
+        self._growing[request.spans[-1][0]] = request
         self._sequence += 1
         finish = iteration + request.output_tokens - request.generated
         request.entry = [finish, request.admission, self._sequence, request]
@@ -723,6 +738,7 @@ class ModelledEngine:
         """Bring a decoding call's own figures up to date; extra: blocks taken for it beyond its tokens."""
         iterations = self._iteration - request.joined
         self._residues[(request.computed - request.joined) % self._block] -= 1
+        self._growing.pop(request.spans[-1][0], None)
         request.computed += iterations
         request.generated += iterations
         request.service_s += self._share - request.share

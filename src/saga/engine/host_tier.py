@@ -15,6 +15,8 @@ from saga.engine.kv_pool import KvPool, Span
 from saga.engine.link import Link
 from saga.views import CacheOwner
 
+_ENDED: str = Standing.ENDED.value
+
 
 @dataclass(frozen=True)
 class EndedFirst:
@@ -22,7 +24,7 @@ class EndedFirst:
 
     def key(self, owner: CacheOwner) -> EvictionKey:
         """(0 where ended, else 1; time of last use, seconds)."""
-        return (0.0 if owner.standing == Standing.ENDED.value else 1.0, owner.last_use_s)
+        return (0.0 if owner.standing == _ENDED else 1.0, owner.last_use_s)
 
 
 class HostTier:

@@ -33,6 +33,7 @@ Span: TypeAlias = tuple[int, int, int]
 
 OPEN_END = maxsize
 _MAX_OWNERS = 8
+_ENDED: str = Standing.ENDED.value
 
 
 def spans_of(path: PromptPath, block_tokens: int) -> tuple[Span, ...]:
@@ -102,15 +103,20 @@ class Stream:
 
 
 class Lease:
-    """Blocks held for one call: the first `hashed` ones are in streams, the others anonymous."""
+    """Blocks held for one call: the first `hashed` ones are in streams, the others anonymous.
 
-    __slots__ = ("blocks", "hashed", "session", "spans")
+    tail, tail_end: the stream that it extended last, and where its part of that stream ends.
+    """
+
+    __slots__ = ("blocks", "hashed", "session", "spans", "tail", "tail_end")
 
     def __init__(self, session: str, spans: tuple[Span, ...], blocks: int) -> None:
         self.session = session
         self.spans = spans
         self.blocks = blocks
         self.hashed = blocks
+        self.tail: Stream | None = None
+        self.tail_end = 0
 
 
 class KvPool:
@@ -211,6 +217,10 @@ class KvPool:
         """
         if blocks <= lease.hashed:
             return
+        if lease.tail is not None and blocks <= lease.tail_end:
+            self._extend(lease.tail, lease.hashed, blocks)
+            lease.hashed = blocks
+            return
         parent: Stream | None = None
         for name, first, end in lease.spans:
             if first >= blocks:
@@ -224,6 +234,7 @@ class KvPool:
                     raise UsageError(f"stream {name} begins at block {stream.first} in one prompt, {first} in another")
                 self._extend(stream, max(first, lease.hashed), stop)
                 lease.hashed = stop
+                lease.tail, lease.tail_end = stream, end
             parent = stream
 
     def close(self, lease: Lease, *, tokens: int, at_s: float, task_arrival_s: float = 0.0) -> None:
@@ -264,7 +275,7 @@ class KvPool:
         return self.free - before
 
     def take_evicted(self) -> list[str]:
-        """Sessions that lost blocks since the last call, in order; empty without report_evicted."""
+        """Sessions, those known to have ended apart, that lost blocks since the last call; needs report_evicted."""
         sessions = list(self.evicted)
         self.evicted.clear()
         return sessions
@@ -392,7 +403,8 @@ class KvPool:
         self.free += gone
         if self._report_evicted:
             for owner in segment.owners:
-                self.evicted[owner.session] = None
+                if owner.standing != _ENDED:
+                    self.evicted[owner.session] = None
         if segment.end == floor:
             self._unlist(segment)
             if segment.end == segment.start:
@@ -431,7 +443,11 @@ class KvPool:
         """List a session as an owner; beyond a few the one that matters least makes room."""
         owners = segment.owners
         if len(owners) >= _MAX_OWNERS:
-            leaver = next((other for other in owners if other.standing == Standing.ENDED.value), owners[0])
+            leaver = owners[0]
+            for other in owners:
+                if other.standing == _ENDED:
+                    leaver = other
+                    break
             owners = tuple(other for other in owners if other is not leaver)
             self._leave(leaver, segment)
         segment.owners = (*owners, owner)
