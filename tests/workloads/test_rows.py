@@ -119,7 +119,7 @@ def test_a_row_that_is_no_object_is_refused_in_any_line(tmp_path: Path) -> None:
     """Not only the first line is checked."""
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(SAGA) + "\n[]\n")
-    with pytest.raises(TraceError, match="bad.jsonl:2: not an object"):
+    with pytest.raises(TraceError, match=r"bad\.jsonl:2: not an object"):
         list(read_rows(path))
 
 
