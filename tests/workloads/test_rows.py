@@ -86,6 +86,7 @@ def test_files_that_are_no_trace_are_refused(tmp_path: Path, content: bytes, wor
         (SAGA, {"gap_s": -0.5}, ["'gap_s'", "-0.5", ">= 0"]),
         (SAGA, {"gap_s": float("nan")}, ["'gap_s'", "nan", "finite"]),
         (SAGA, {"arrival_s": float("inf")}, ["'arrival_s'", "inf", "finite"]),
+        (SAGA, {"hash_ids": [float("nan")]}, ["'hash_ids'", "nan", "finite"]),
         (SAGA, {"hash_ids": "1,2"}, ["'hash_ids'", "expected array"]),
         (SAGA, {"hash_ids": [1, "x"]}, ["'hash_ids'", "expected int"]),
         (SAGA, {"block_size": 0}, ["'block_size'", "0", ">= 1"]),
@@ -112,6 +113,21 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     """A row without a field that every row has is reported with its line."""
     path = _write(tmp_path / "bad.jsonl", SAGA, {key: value for key, value in SAGA.items() if key != field})
     with pytest.raises(TraceError, match=f"bad.jsonl:2: field '{field}' is missing"):
+        list(read_rows(path))
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """Files from editors that mark UTF-8 are read."""
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(SAGA).encode())
+    assert len(list(read_rows(path))) == 1
+
+
+def test_json_too_deep_to_read_is_refused(tmp_path: Path) -> None:
+    """Nesting without end is a mistake in the file, not in the program."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(SAGA) + '\n{"x": ' + "[" * 100_000 + "\n")
+    with pytest.raises(TraceError, match=r"bad\.jsonl:2: not JSON"):
         list(read_rows(path))
 
 

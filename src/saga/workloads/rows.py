@@ -28,6 +28,7 @@ MAX_TOKENS = 10_000_000  # a longer prompt or answer is a mistake in the file
 MOONCAKE_BLOCK_TOKENS = 512
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _Prompt = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 _Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 _Time = Annotated[float, Meta(ge=0, le=1e12)]
@@ -108,7 +109,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
             decoder = msgspec.json.Decoder(_row_type(path, number, first))
         try:
             row = decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise _explained(path, number, line, error) from None
         yield number, row
     if decoder is None:
@@ -122,8 +123,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             packed = plain.peek(2)[:2] == _GZIP_MAGIC
             lines = gzip.GzipFile(fileobj=plain) if packed else plain
             for number, line in enumerate(lines, start=1):
-                if not line.isspace():
-                    yield number, line
+                text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                if text and not text.isspace():
+                    yield number, text
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise TraceError(path, f"the gzip stream is damaged or cut off ({error}); write the file again") from None
     except OSError as error:
@@ -162,14 +164,16 @@ def _explained(path: Path, number: int, line: bytes, error: Exception) -> TraceE
     """What is wrong with `line`, in one sentence with field and value."""
     value = _object(path, number, line)
     for field, found in value.items():
-        if isinstance(found, float) and not math.isfinite(found):
-            return TraceError(path, f"field {field!r} is {found}; a finite number is right", line=number)
+        for one in found if isinstance(found, list) else [found]:
+            if isinstance(one, float) and not math.isfinite(one):
+                problem = f"field {field!r} is {one}; a finite number is right"
+                return TraceError(path, problem, line=number)
     missing = re.search(r"missing required field `(\w+)`", str(error))
     if missing:
         return TraceError(path, f"field {missing[1]!r} is missing", line=number)
     place = re.search(r"\$\.(\w+)", str(error))
     if place is None:
-        return TraceError(path, f"{error}", line=number)
+        return TraceError(path, f"not JSON that can be read ({error})", line=number)
     expected = re.sub(r" - at `.*", "", str(error)).replace("`", "")
     shown = _shown(value.get(place[1]))
     return TraceError(path, f"field {place[1]!r} is {shown}: {expected[0].lower()}{expected[1:]}", line=number)
