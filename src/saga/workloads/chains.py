@@ -122,9 +122,9 @@ class Layout:
         """The path of the session's next call, whose full blocks end at `node`. O(blocks new to the layout + streams).
 
         What lies behind the last full block has no id: it is taken as kept where the next prompt of the session has
-        all the full blocks and is long enough for the whole context; else as kept up to the prompt's end. Where a prompt
-        is nothing but known blocks its last token is its own, since its answer must not be written into a stream that
-        goes on otherwise.
+        all the full blocks and is long enough for the whole context; else as kept up to the prompt's end. Where a
+        prompt is nothing but known blocks its last token is its own, since its answer must not be written into a
+        stream that goes on otherwise.
         """
         new = self._unplaced(node)
         at = self._chains.parent[new[0]] if new else node
