@@ -13,8 +13,8 @@ from saga.workflow.model import Track
 class Forecaster(Protocol):
     """The part of `workflow.model.WorkflowModel` that the scheduler uses."""
 
-    def open(self, workflow: str, hints: Hints | None = None) -> Track:
-        """Begin to follow a session."""
+    def open(self, workflow: str, hints: Hints | None = None, *, parent: Track | None = None) -> Track:
+        """Begin to follow a session, a child of `parent`'s where there is one."""
         ...
 
     def step_arrived(
@@ -62,7 +62,7 @@ class NoForecasts:
         )
         self._track = Track.__new__(Track)
 
-    def open(self, workflow: str, hints: Hints | None = None) -> Track:
+    def open(self, workflow: str, hints: Hints | None = None, *, parent: Track | None = None) -> Track:
         """One track for all: nothing is written to it."""
         return self._track
 

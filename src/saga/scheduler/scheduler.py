@@ -115,7 +115,9 @@ class Scheduler:
     def _open(self, event: ev.StepArrived) -> Session:
         if event.prompt_tokens < 1:
             raise ProtocolError(f"prompt_tokens {event.prompt_tokens} of step {event.step!r}: expected at least 1")
-        session = self.sessions.open(event, self.model.open(event.workflow, event.hints))
+        parent = self.sessions.get(event.parent) if event.parent is not None else None
+        track = self.model.open(event.workflow, event.hints, parent=None if parent is None else parent.track)
+        session = self.sessions.open(event, track)
         tenant = self.tenants.get(event.tenant)
         if tenant is None:
             tenant = self.tenants[event.tenant] = TenantView(event.tenant, self._weights.get(event.tenant, 1.0))
@@ -282,7 +284,8 @@ class Scheduler:
 
     def _touched(self, worker: Worker, *, freed: bool) -> None:
         """The worker's load changed; if room came free, those who wait are asked at the end of the event."""
-        self._least.update(worker)
+        if len(self.fleet) >= _SHORT_LIST_FROM:
+            self._least.update(worker)
         if freed and self.gate.num_waiting:
             self._roomier[worker.worker] = worker
 
@@ -592,6 +595,9 @@ class Scheduler:
         if self.fleet.get(event.worker) is not None:
             raise ProtocolError(f"worker {event.worker!r} has joined before; names are unique")
         worker = self.fleet.join(event)
+        if len(self.fleet) == _SHORT_LIST_FROM:
+            for other in self.fleet:
+                self._least.update(other)
         self._touched(worker, freed=True)
         if not self._gates:
             self._roomier.pop(worker.worker, None)

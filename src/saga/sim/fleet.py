@@ -37,6 +37,7 @@ class ModelledFleet:
             move_tokens_per_s=machine.move_tokens_per_s,
             infinite_kv=rules.infinite_kv,
             report_residency=composition.forecasts,
+            report_first_tokens=composition.stealing.idle_s is not None or not composition.ordering.static,
         )
         self.names = [f"w{index}" for index in range(config.workers)]
         self.engines = {name: ModelledEngine(self.settings, self.latency) for name in self.names}
@@ -62,7 +63,7 @@ class ModelledFleet:
         ]
 
     def direct(self, command: do.Command, path: PromptPath, at_s: float) -> str | None:
-        """Carry out a command about a session's cache; `path`: its context. Returns the worker it touched."""
+        """Carry out a command about a session's cache; `path`: its context. The worker whose time table it changed."""
         if isinstance(command, do.Retain):
             if not self._directs:
                 return None
@@ -73,14 +74,14 @@ class ModelledFleet:
                 reuse_probability=command.reuse_probability,
                 at_s=at_s,
             )
-            return command.worker
+            return None
         if isinstance(command, do.Release):
             if not self._directs:
                 return None
             self.engines[command.worker].set_standing(
                 command.session, command.standing, expected_use_s=command.expected_use_s, at_s=at_s
             )
-            return command.worker
+            return None
         if isinstance(command, do.Prefetch):
             self.engines[command.worker].prefetch(command.session, at_s)
             return command.worker
