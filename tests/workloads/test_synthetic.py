@@ -37,14 +37,14 @@ def test_tasks_never_share_private_streams(name: str) -> None:
 
 def test_limits_hold_and_skipped_tasks_are_counted() -> None:
     """Nothing outside the limits comes out, and every task left out has a reason."""
-    limits = Limits(max_context_tokens=20_000, min_calls=20, max_calls=40, gap_cap_s=1.0)
+    limits = Limits(max_context_tokens=30_000, min_calls=20, max_calls=40, gap_cap_s=1.0)
     source = workload("swe_bench", limits)
     for task in source.tasks(30, 2):
         calls = task.sessions[0].calls
         assert 20 <= len(calls) <= 40
-        assert all(call.prompt_tokens + call.output_tokens <= 20_000 and call.gap_s <= 1.0 for call in calls)
-    assert source.skipped.reasons["context over 20000 tokens"] > 0
-    assert set(source.skipped.reasons) <= {"context over 20000 tokens", "fewer than 20 calls", "more than 40 calls"}
+        assert all(call.prompt_tokens + call.output_tokens <= 30_000 and call.gap_s <= 1.0 for call in calls)
+    assert source.skipped.reasons["context over 30000 tokens"] > 0
+    assert set(source.skipped.reasons) <= {"context over 30000 tokens", "fewer than 20 calls", "more than 40 calls"}
 
 
 def test_a_cap_on_gaps_changes_nothing_else() -> None:

@@ -80,7 +80,6 @@ class DynamoRow(msgspec.Struct, gc=False):
     delay: _Time | None = None
     tool_wait_ms: _Time | None = None
     wait_for: list[str] = []
-    branches: list[str] = []
     prefix_reset: bool | None = None
     tool_events: list[dict[str, Any]] = []
     hash_ids: list[int] | None = None

@@ -1,7 +1,8 @@
 """Recorded sessions, whatever format they came in: rows become calls of sessions, sessions become tasks.
 
 One `Recording` is a whole trace in a common form: lengths, gaps, tools, places in the prefix tree. It knows how each
-format says "same session", "after that call" and "spawned by"; it refuses to know limits, streams and copies.
+format says "same session", "after that call" and "spawned by"; it refuses to know limits, streams and copies. Sizes of
+system prompts that a trace may state are not read: only equal block ids show that two sessions share content.
 """
 
 from __future__ import annotations
