@@ -4,7 +4,8 @@ Read `batching.py` first; `kv_pool.py`, `host_tier.py` and `link.py` are what it
 `hardware.py` what it costs. Nothing here reads a clock or knows tenants, workflows or the scheduler.
 """
 
-from saga.engine.batching import EngineRequest, EngineSettings, ModelledEngine, Outcome
+from saga.engine.batching import ModelledEngine
+from saga.engine.calls import EngineRequest, EngineSettings, Outcome
 from saga.engine.hardware import HARDWARE, Hardware, hardware, load_hardware
 from saga.engine.latency import ConstantLatency, Latency, LatencyModel
 

@@ -19,152 +19,33 @@ Times come in as arguments and never run back. The engine refuses to know tenant
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
-from saga.cache.eviction import EvictionPolicy
-from saga.cache.prefix_lru import PrefixLru
 from saga.commands import Standing
-from saga.engine.host_tier import EndedFirst, HostTier
-from saga.engine.kv_pool import KvPool, Lease, Span, spans_of
+from saga.engine.calls import (
+    DECODE,
+    GONE,
+    LOADING,
+    NO_LEASE,
+    PREFILL,
+    WAITING,
+    EngineRequest,
+    EngineSettings,
+    Outcome,
+)
+from saga.engine.host_tier import HostTier
+from saga.engine.kv_pool import KvPool, Span, spans_of
 from saga.engine.latency import Latency
 from saga.engine.link import Link
 from saga.engine.queues import FcfsQueue, PriorityQueue, WaitingQueue
-from saga.errors import InvariantViolated, UnknownName, UsageError
+from saga.errors import InvariantViolated, UsageError
 from saga.views import PromptPath
 
+__all__ = ["EngineRequest", "EngineSettings", "ModelledEngine", "Outcome"]
+
 _INFINITE_BLOCKS = 1 << 48
-
-_NO_LEASE = Lease("", (), 0)
-
-_NAN = float("nan")
-_WAITING, _LOADING, _PREFILL, _DECODE, _GONE = range(5)
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """One worker. Tokens are tokens of KV or of prompt; queue is "fcfs" or "priority" (lower runs first).
-
-    host_kv_tokens and load_tokens_per_s: DRAM tier, none where either is 0. move_tokens_per_s: network that prefixes
-    from other workers arrive over. infinite_kv: nothing is ever evicted or refused for lack of blocks.
-    report_residency: emit "removed" outcomes; report_first_tokens: "first_token" ones. max_jump_iterations: 1 steps
-    through every iteration, same outcomes.
-    """
-
-    kv_tokens: int
-    block_tokens: int = 16
-    max_running: int = 256
-    chunk_tokens: int = 2048
-    prefix_caching: bool = True
-    queue: str = "fcfs"
-    eviction: EvictionPolicy = field(default_factory=PrefixLru)
-    host_kv_tokens: int = 0
-    host_eviction: EvictionPolicy = field(default_factory=EndedFirst)
-    load_tokens_per_s: float = 0.0
-    move_tokens_per_s: float = 0.0
-    infinite_kv: bool = False
-    report_residency: bool = False
-    report_first_tokens: bool = True
-    max_jump_iterations: int = 1 << 30
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work. Raises UsageError, UnknownName."""
-        if self.queue not in ("fcfs", "priority"):
-            raise UnknownName("engine queue", self.queue, ("fcfs", "priority"))
-        for name in ("kv_tokens", "block_tokens", "max_running", "chunk_tokens", "max_jump_iterations"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"engine {name} = {getattr(self, name)} must be at least 1")
-        if self.kv_tokens < self.block_tokens:
-            raise UsageError(f"engine kv_tokens = {self.kv_tokens} must hold at least one block of {self.block_tokens}")
-        if self.chunk_tokens <= self.max_running:
-            raise UsageError(
-                f"engine chunk_tokens = {self.chunk_tokens} must be above max_running = {self.max_running}: "
-                "every running call needs a token per iteration"
-            )
-
-
-class EngineRequest:
-    """One call as the engine sees it: the first seven fields come in, the next ones are filled in.
-
-    arrival_s, started_s (first scheduled), first_token_s, finished_s: seconds, nan until known. cached_tokens: prompt
-    tokens found on the device, host_tokens: loaded from the host tier, moved_tokens: brought from another worker, each
-    at the first admission. prefilled_tokens: all tokens prefilled, again after preemption too. service_s: share of
-    device seconds. The fields after these are the engine's own notes.
-    """
-
-    __slots__ = (
-        "admission",
-        "arrival_s",
-        "cached_tokens",
-        "computed",
-        "entry",
-        "finished_s",
-        "first_token_s",
-        "generated",
-        "host_tokens",
-        "joined",
-        "lease",
-        "moved_tokens",
-        "num_preemptions",
-        "output_tokens",
-        "path",
-        "prefilled_tokens",
-        "priority",
-        "prompt_tokens",
-        "sequence",
-        "service_s",
-        "session",
-        "share",
-        "spans",
-        "started_s",
-        "state",
-        "step",
-        "task_arrival_s",
-    )
-
-    def __init__(
-        self,
-        step: str,
-        session: str,
-        path: PromptPath,
-        prompt_tokens: int,
-        output_tokens: int,
-        priority: int = 0,
-        task_arrival_s: float = 0.0,
-    ) -> None:
-        self.step = step
-        self.session = session
-        self.path = path
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.priority = priority
-        self.task_arrival_s = task_arrival_s
-        self.renew()
-
-    def renew(self) -> None:
-        """As if never submitted: a call taken back from one engine may go to another."""
-        self.arrival_s = self.started_s = self.first_token_s = self.finished_s = _NAN
-        self.cached_tokens = self.host_tokens = self.moved_tokens = self.prefilled_tokens = self.num_preemptions = 0
-        self.service_s = self.share = 0.0
-        self.state = _GONE
-        self.entry: list[Any] = []
-        self.lease = _NO_LEASE
-        self.spans: tuple[Span, ...] = ()
-        self.computed = self.generated = self.joined = self.admission = self.sequence = 0
-
-
-class Outcome(NamedTuple):
-    """What became visible. kind: "first_token", "finished" (step, request) or "removed" (session, tokens left)."""
-
-    kind: str
-    at_s: float
-    step: str = ""
-    request: EngineRequest | None = None
-    session: str = ""
-    device_tokens: int = 0
-    host_tokens: int = 0
 
 
 class _Transfer:
@@ -177,7 +58,7 @@ class _Transfer:
         self.spans = spans
         self.blocks = blocks
         self.ready_s = ready_s
-        self.lease = _NO_LEASE
+        self.lease = NO_LEASE
         self.request: EngineRequest | None = None
         self.blocked: list[EngineRequest] = []
         self.moved = False
@@ -254,7 +135,7 @@ class ModelledEngine:
         request.spans = spans_of(request.path, self._block)
         self._sequence += 1
         request.sequence = self._sequence
-        request.state = _WAITING
+        request.state = WAITING
         self._requests[request.step] = request
         behind = len(self._queue) > 0
         self._queue.push(request)
@@ -272,15 +153,15 @@ class ModelledEngine:
             return False
         self._run_to(at_s)
         self._interrupt(at_s)
-        if request.state == _WAITING:
+        if request.state == WAITING:
             self._dequeue(request)
-            if request.lease is not _NO_LEASE:
+            if request.lease is not NO_LEASE:
                 self._close(request)
-        elif request.state == _LOADING:
+        elif request.state == LOADING:
             self._abandon(request)
         else:
             self._remove(request)
-        request.state = _GONE
+        request.state = GONE
         return True
 
     def reprioritize(self, step: str, priority: int, at_s: float | None = None) -> None:
@@ -289,7 +170,7 @@ class ModelledEngine:
         if request is None or request.priority == priority:
             return
         request.priority = priority
-        if request.state == _WAITING and self.settings.queue == "priority":
+        if request.state == WAITING and self.settings.queue == "priority":
             self._queue.discard(request)
             self._queue.push(request)
             if at_s is not None and self._queue.head() is request:
@@ -492,7 +373,7 @@ class ModelledEngine:
         turn = list(self._running.values())
         grown: set[str] = set()
         for position, request in enumerate(turn):
-            if request.state != _DECODE or request.step not in self._running or request.step in grown:
+            if request.state != DECODE or request.step not in self._running or request.step in grown:
                 continue
             if (request.computed + self._iteration - request.joined) % self._block:
                 continue
@@ -508,7 +389,7 @@ class ModelledEngine:
 
     def _stall(self, requests: list[EngineRequest]) -> None:
         for request in requests:
-            if request.state == _DECODE and request.step in self._running:
+            if request.state == DECODE and request.step in self._running:
                 self._leave_decode(request, 0)
                 self._stalled.append(request)
 
@@ -521,10 +402,10 @@ class ModelledEngine:
     def _continue_prefill(self, request: EngineRequest, budget: int) -> int:
         """The next chunk of the running prefill; budget left."""
         new = min(request.prompt_tokens + request.generated - request.computed, budget)
-        while request.state == _PREFILL and not self._take(request, request.computed + new):
+        while request.state == PREFILL and not self._take(request, request.computed + new):
             victim = self._victim()
             self._preempt(victim, extra=self._extra(victim))
-        if request.state != _PREFILL:
+        if request.state != PREFILL:
             return 0
         self._prefills.append((request, new))
         return budget - new
@@ -539,16 +420,16 @@ class ModelledEngine:
         while budget and len(queue) and len(running) < settings.max_running:
             request = queue.head()
             transfer = self._inbound.get(request.session) if self._inbound else None
-            if transfer is not None and request.lease is _NO_LEASE:
+            if transfer is not None and request.lease is NO_LEASE:
                 queue.discard(request)
-                request.state = _LOADING
+                request.state = LOADING
                 transfer.blocked.append(request)
                 continue
             target = request.prompt_tokens + request.generated
-            if request.lease is _NO_LEASE:
+            if request.lease is NO_LEASE:
                 if not self._look_up(request, target):
                     break
-                if request.state == _LOADING:
+                if request.state == LOADING:
                     continue
             elif -(-target // self._block) - request.lease.blocks > self.pool.available and not self._unwedge(request):
                 break
@@ -606,7 +487,7 @@ class ModelledEngine:
     def _load(self, request: EngineRequest, blocks: int, ready_s: float) -> None:
         """Start the load of a call's own prefix; it waits outside the queue, its blocks are taken now."""
         self._queue.discard(request)
-        request.state = _LOADING
+        request.state = LOADING
         self.pool.grow(request.lease, blocks * self._block, publish=False)
         transfer = _Transfer(request.session, request.spans, blocks, ready_s)
         transfer.lease, transfer.request = request.lease, request
@@ -617,7 +498,7 @@ class ModelledEngine:
         begun = [transfer.request for _, _, transfer in self._arrivals]
         total = 0
         for request in (self._partial, *begun, *self._holding.values(), *(request for request, _ in self._prefills)):
-            if request is not None and request.lease is not _NO_LEASE:
+            if request is not None and request.lease is not NO_LEASE:
                 target = request.prompt_tokens + request.generated
                 total += max(0, -(-target // self._block) - request.lease.blocks)
         return total
@@ -639,7 +520,7 @@ class ModelledEngine:
         self._holding.pop(request.step, None)
 
     def _start(self, request: EngineRequest) -> None:
-        request.state = _PREFILL
+        request.state = PREFILL
         self._running[request.step] = request
         self._sequence += 1
         request.admission = self._sequence
@@ -716,13 +597,13 @@ class ModelledEngine:
         request.finished_s = self._now
         del self._running[request.step]
         self._close(request)
-        request.state = _GONE
+        request.state = GONE
         del self._requests[request.step]
         self._outcomes.append(Outcome("finished", self._now, request.step, request))
 
     def _join_decode(self, request: EngineRequest) -> None:
         iteration = self._iteration
-        request.state = _DECODE
+        request.state = DECODE
         request.joined = iteration
         request.share = self._share
         self._num_decodes += 1
@@ -744,21 +625,21 @@ class ModelledEngine:
         request.service_s += self._share - request.share
         request.entry[-1] = None
         request.entry = []
-        request.state = _PREFILL
+        request.state = PREFILL
         self._num_decodes -= 1
         self._context -= request.computed
         request.lease.blocks = -(-request.computed // self._block) + extra
 
     def _extra(self, request: EngineRequest) -> int:
         """1 where a decoding call's block for the present iteration is already taken."""
-        if request.state != _DECODE or self._grown != self._iteration:
+        if request.state != DECODE or self._grown != self._iteration:
             return 0
         return int((request.computed + self._iteration - request.joined) % self._block == 0)
 
     def _preempt(self, request: EngineRequest, extra: int) -> None:
         """Back to the queue's front with nothing computed; its full blocks can be hit until they are evicted."""
         self._cut = True
-        if request.state == _DECODE:
+        if request.state == DECODE:
             self._leave_decode(request, extra)
         del self._running[request.step]
         if self._partial is request:
@@ -766,13 +647,13 @@ class ModelledEngine:
         self._close(request)
         request.computed = 0
         request.num_preemptions += 1
-        request.state = _WAITING
+        request.state = WAITING
         self._queue.push_front(request)
 
     def _close(self, request: EngineRequest) -> None:
         """Give the call's blocks back; what it computed stays behind as its session's context."""
         lease = request.lease
-        request.lease = _NO_LEASE
+        request.lease = NO_LEASE
         self._holding.pop(request.step, None)
         tokens = request.computed
         if self.settings.prefix_caching:
@@ -830,7 +711,7 @@ class ModelledEngine:
         while self._arrivals and self._arrivals[0][0] <= self._now:
             landed += self._land(heappop(self._arrivals)[2])
         for request in reversed(landed):
-            request.state = _WAITING
+            request.state = WAITING
             self._queue.push_front(request)
 
     def _remove(self, request: EngineRequest) -> None:
@@ -841,7 +722,7 @@ class ModelledEngine:
             self._advance_plan()
             self._length, self._end = 1, end_s
             self._grow_decodes()
-        if request.state == _DECODE:
+        if request.state == DECODE:
             self._leave_decode(request, self._extra(request))
         self._prefills = [(other, new) for other, new in self._prefills if other is not request]
         if request in self._stalled:
@@ -856,7 +737,7 @@ class ModelledEngine:
         for _, _, transfer in self._arrivals:
             if transfer.request is request:
                 transfer.request = None
-                request.lease = _NO_LEASE
+                request.lease = NO_LEASE
         inbound = self._inbound.get(request.session)
         if inbound is not None and request in inbound.blocked:
             inbound.blocked.remove(request)
@@ -903,7 +784,7 @@ class ModelledEngine:
         self.pool.check()
         if self.host is not None:
             self.host.pool.check()
-        decodes = [request for request in self._running.values() if request.state == _DECODE]
+        decodes = [request for request in self._running.values() if request.state == DECODE]
         if len(decodes) != self._num_decodes:
             raise InvariantViolated(f"E2 decoding calls: counted {len(decodes)}, kept {self._num_decodes}")
         context = sum(request.computed + self._iteration - request.joined for request in decodes)
@@ -925,7 +806,7 @@ class ModelledEngine:
 
     def _anonymous(self, request: EngineRequest) -> int:
         lease = request.lease
-        if request.state != _DECODE:
+        if request.state != DECODE:
             return lease.blocks - lease.hashed
         computed = request.computed + self._iteration - request.joined
         return -(-computed // self._block) + self._extra(request) - lease.hashed

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
-if TYPE_CHECKING:
-    from saga.engine.batching import EngineRequest
+from saga.engine.calls import EngineRequest
 
 
 class WaitingQueue(Protocol):
