@@ -55,9 +55,9 @@ class OpenDoor:
 
 @dataclass(frozen=True)
 class SessionCap:
-    """A fixed number of sessions per worker, tuned by hand (a baseline: POLICY item 7)."""
+    """A fixed number of sessions per worker, tuned by hand; 18 suits `swe_bench` (a baseline: POLICY item 7)."""
 
-    max_sessions: int = 24
+    max_sessions: int = 18
     gates: bool = True
 
     def growth(self, context_tokens: float, forecast_tokens: float) -> float:

@@ -24,6 +24,7 @@ from saga.engine.batching import EngineRequest
 from saga.engine.hardware import hardware
 from saga.errors import InvariantViolated, UsageError
 from saga.presets import preset
+from saga.scheduler.composition import Composition
 from saga.scheduler.invariants import check
 from saga.scheduler.scheduler import Scheduler
 from saga.sim.config import SimConfig
@@ -38,9 +39,18 @@ _SAMPLE_S = 5.0
 _MAX_TIMELINE = 20_000
 
 
-def simulate(config: SimConfig, workload: Workload, on_progress: Callable[[int], None] | None = None) -> Run:
-    """Run it. on_progress gets the number of measured tasks finished so far. Deterministic but for `wall_s`."""
-    return Simulation(config, workload, on_progress).run()
+def simulate(
+    config: SimConfig,
+    workload: Workload,
+    on_progress: Callable[[int], None] | None = None,
+    *,
+    composition: Composition | None = None,
+) -> Run:
+    """Run it. on_progress gets the number of measured tasks finished so far. Deterministic but for `wall_s`.
+
+    composition: a system of one's own in place of the preset that config names.
+    """
+    return Simulation(config, workload, on_progress, composition=composition).run()
 
 
 class _Thread:
@@ -88,10 +98,17 @@ def _shared_prefix(call: Call) -> str:
 class Simulation:
     """One run, from the first arrival to the last measured task."""
 
-    def __init__(self, config: SimConfig, workload: Workload, on_progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: SimConfig,
+        workload: Workload,
+        on_progress: Callable[[int], None] | None = None,
+        *,
+        composition: Composition | None = None,
+    ) -> None:
         self.config = config
         self.workload = workload
-        self.composition = preset(config.preset)
+        self.composition = composition or preset(config.preset)
         self.machine = hardware(config.hardware)
         self.fleet = ModelledFleet(config, self.composition, self.machine)
         self.scheduler = Scheduler(self.composition)
@@ -112,6 +129,7 @@ class Simulation:
         self._last_started_s = 0.0
         self._num_started = 0
         self._num_events = 0
+        self._num_calls = 0
         self._num_agents = self._agents()
         self._num_first_wave = 0 if self._num_agents is None else self._num_agents
         if self._num_first_wave >= config.tasks:
@@ -262,6 +280,7 @@ class Simulation:
             thread.blocked = True
             return
         call, job, plan = thread.call, thread.job, thread.plan
+        self._num_calls += 1
         step = f"{plan.session}/{thread.index}"
         self._live[step] = (thread, self._infinite_hit(call))
         self._note_gap(thread, at_s)
@@ -465,6 +484,7 @@ class Simulation:
         window = [used for at_s, used, _ in self._used if at_s >= self._first_measured_s]
         metrics["kv_used_mean_share"] = float(np.mean(window)) if window else 0.0
         metrics["moves"] = self.fleet.moves
+        metrics["calls_simulated"] = self._num_calls
         metrics["workers"], metrics["agents"] = self.config.workers, self._num_agents
         tenants = sorted({result.tenant for result in self._results})
         metrics["tenants"] = {

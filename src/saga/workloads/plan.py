@@ -18,8 +18,9 @@ class Call:
     """One LLM call of a session.
 
     path: the prompt as content streams; its tokens sum to prompt_tokens. The answer's output_tokens (>= 1)
-    extend the path's last stream. gap_s: from the end of the session's previous call to this arrival (for the
-    first call: from the start of the task, or of the spawning call's end). tools: what this call's answer calls, () for an answer to the user.
+    extend the path's last stream. gap_s: from the end of the session's previous call to this arrival (for the first
+    call: from the start of the task, or from the end of the call that spawned it). tools: what this call's answer
+    calls, () for an answer to the user.
     shared_tokens: leading tokens of the prompt in streams that other source sessions use too.
     common_tokens: leading tokens shared with the previous call's prompt + output of the session.
     spawns: indexes into Task.sessions of children that start when this call ends; the session's next call
@@ -93,6 +94,8 @@ class Workload(Protocol):
     name: str
     provenance: str
     mean_context_tokens: float
+    first_context_tokens: float
+    tenants: dict[str, float]
     skipped: Skipped
 
     def tasks(self, num_tasks: int, seed: int) -> Iterator[Task]:
