@@ -38,6 +38,7 @@ def test_without_recordings_the_built_in_workloads_are_shown(saga: Saga, fake: l
     assert (tmp_path / "new" / "demo.html").read_text().count("<h2") == 2
 
 
+@pytest.mark.slow
 def test_with_recordings_two_of_them_join(saga: Saga, fake: list[SimConfig], tmp_path: Path, shared_dir: Path) -> None:
     """--shared adds the real traces, all under the same presets and seeds."""
     answer = saga("demo", "--jobs", 1, "--shared", shared_dir, "--out", tmp_path / "demo.html")
