@@ -9,6 +9,7 @@ import pytest
 from saga.bench.tables import (
     mean_figure,
     meaning,
+    open_loop_caveat,
     preset_table,
     presets_of,
     summarise,
@@ -103,3 +104,13 @@ def test_numbers_are_short() -> None:
     assert [write_share(x) for x in (0.0, 0.0004, 0.5)] == ["0.0 %", "0.04 %", "50.0 %"]
     assert [write_count(x) for x in (950, 12_345, 4_560_000, 123e6)] == ["950", "12.3k", "4.6M", "123M"]
     assert presets_of([run("b", 0, 1.0), run("a", 0, 1.0), run("b", 1, 1.0)]) == ["b", "a"]
+
+
+def test_an_open_loop_that_is_not_kept_up_with_is_called_so() -> None:
+    """Only the presets whose tasks last long against the arrivals are named; a calm run has no caveat."""
+    runs = [run("old", 0, 900.0), run("new", 0, 30.0)]
+    caveat = open_loop_caveat(runs, 1_000.0)
+    assert caveat is not None
+    assert "old did not keep up" in caveat
+    assert "new" not in caveat
+    assert open_loop_caveat(runs, 10_000.0) is None

@@ -161,6 +161,22 @@ def meaning(runs: Sequence[RunObject], summary: Sequence[SummaryObject], *, boun
     return [_time_sentence(runs, base, best, ranked[0]), _work_sentence(runs, base, best, ranked[0], limit)]
 
 
+def open_loop_caveat(runs: Sequence[RunObject], arrivals_s: float) -> str | None:
+    """A warning where tasks arrive for `arrivals_s` seconds and a preset is not done with them in reasonable time.
+
+    In an open loop beyond the tipping point the queue grows for as long as tasks come: a mean TCT above a quarter of
+    that time says more about the length of the run than about the preset.
+    """
+    means = {preset: mean_figure(_runs_of(runs, preset), "tct_mean_s") or 0.0 for preset in presets_of(runs)}
+    late = [preset for preset, tct_s in means.items() if tct_s > arrivals_s / 4]
+    if not late:
+        return None
+    return (
+        f"Tasks arrive for {write_seconds(arrivals_s)} s only, and {', '.join(late)} did not keep up: these times, and "
+        "every ratio with them, would change with the number of tasks; try a lower rate or more tasks."
+    )
+
+
 def _time_sentence(runs: Sequence[RunObject], base: str, best: str, row: SummaryObject) -> str:
     """Completion time of the best against the first, with the interval in words."""
     before = write_seconds(mean_figure(_runs_of(runs, base), "tct_mean_s") or 0.0)

@@ -156,8 +156,16 @@ class Comparison:
         tenants = tenant_table(self.figures)
         if tenants is not None:
             print_table(tenants)
-        for sentence in meaning(self.figures, self.summary):
+        for sentence in (*meaning(self.figures, self.summary), *self.caveats()):
             typer.echo(sentence)
+
+    def caveats(self) -> list[str]:
+        """What must be known before the figures are believed."""
+        from saga.bench.tables import open_loop_caveat
+
+        rate_per_s = self.config.rate_per_s
+        caveat = None if rate_per_s is None else open_loop_caveat(self.figures, self.config.tasks / rate_per_s)
+        return [caveat] if caveat else []
 
     def setting(self) -> str:
         """The experiment in one line."""
@@ -196,7 +204,7 @@ class Comparison:
         details = {run.preset: run.detail for run in reversed(self.runs) if run.detail is not None}
         return ReportGroup(
             workload=self.source.name,
-            notes=(self.source.provenance, *filter(None, notes)),
+            notes=(self.source.provenance, *filter(None, notes), *self.caveats()),
             runs=self.figures,
             summary=self.summary,
             details={name: details[name] for name in dict.fromkeys(run.preset for run in self.runs) if name in details},
