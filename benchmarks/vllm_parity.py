@@ -10,8 +10,9 @@ priority` with the arrival of the task as priority.
 
 (see real_vllm.py for the environment). In a collapse a difference in the last bit of a time grows until whole tasks
 change places. `--exact` rounds latencies and gaps to 2^-20 s, so that sums of times are the same in every order: then
-both engines come to the same figures, down to the last digits. The real scheduler takes about 1,300 steps per second,
-the modelled engine thousands of calls. This file refuses to know SAGA's policies: it is about the engine below them.
+what is left between the engines is decisions that differ (one block among millions of tokens). The real scheduler
+takes about 1,300 steps per second, the modelled engine thousands of calls. This file refuses to know SAGA's policies:
+it is about the engine below them.
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ def main() -> None:
     flags.add_argument("--stagger-s", type=float, default=2.0, help="seconds between the starts of the first tasks")
     flags.add_argument("--oversubscription", type=float, nargs="+", default=[0.7, 1.0, 1.5])
     flags.add_argument("--queue", nargs="+", default=["fcfs", "priority"], choices=["fcfs", "priority"])
-    flags.add_argument("--exact", action="store_true", help="multiples of 2^-20 s: the figures must be equal")
+    flags.add_argument("--exact", action="store_true", help="times in multiples of 2^-20 s: no rounding errors")
     compare(flags.parse_args())
 
 
