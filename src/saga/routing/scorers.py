@@ -18,7 +18,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class LeastLoaded:
-    """Fewest calls at work, relative to the most that may run."""
+    """Fewest calls at work."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:
         """1 for an idle worker."""

@@ -61,7 +61,7 @@ class Deadlines:
 def _valid(entry: tuple[float, int, Due, Subject]) -> bool:
     at_s, _, what, whom = entry
     if isinstance(whom, Worker):
-        return not whom.lost and whom.idle_since_s is not None and whom.idle_since_s <= at_s
+        return whom.steal_at_s == at_s and not whom.lost
     if what is Due.HOLD:
         return whom.hold_until_s == at_s and whom.state is State.HELD
     if what is Due.ROAM:

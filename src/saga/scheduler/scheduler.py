@@ -306,7 +306,7 @@ class Scheduler:
         session.preempted = False
         session.did(Did.DISPATCHED)
         worker.num_running += 1
-        worker.idle_since_s = None
+        worker.steal_at_s = inf
         worker.unstarted[session.step] = session
         self._touched(worker, freed=False)
         self._out.append(
@@ -375,10 +375,10 @@ class Scheduler:
         worker.num_running -= 1
         worker.unstarted.pop(session.step, None)
         if worker.num_running == 0:
-            worker.idle_since_s = self.now_s
             idle_s = self.composition.stealing.idle_s
             if idle_s is not None:
-                self.deadlines.add(self.now_s + idle_s, Due.STEAL, worker)
+                worker.steal_at_s = self.now_s + idle_s
+                self.deadlines.add(worker.steal_at_s, Due.STEAL, worker)
 
     def _account(self, session: Session, worker: Worker, event: ev.StepFinished) -> None:
         """Charge tenant and task, in device seconds (estimated from tokens where nobody measured)."""

@@ -6,6 +6,7 @@ The ledger only counts. Whether the count allows another session is the admissio
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from saga.events import WorkerJoined
 from saga.scheduler.sessions import Session
@@ -63,11 +64,11 @@ class Worker(WorkerView):
     __slots__ = (
         "active",
         "active_shared",
-        "idle_since_s",
         "last_epoch_s",
         "live_shared",
         "lost",
         "residents",
+        "steal_at_s",
         "unstarted",
     )
 
@@ -84,7 +85,7 @@ class Worker(WorkerView):
         self.unstarted: dict[str, Session] = {}
         self.active_shared = Shared()
         self.live_shared = Shared()
-        self.idle_since_s: float | None = event.at_s
+        self.steal_at_s = inf
         self.last_epoch_s = event.at_s
         self.lost = False
 
