@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
-SHARED ?= $(wildcard ../shared)
+SHARED ?= $(or $(SAGA_SHARED),$(wildcard ../shared))
 
 # The first Python >= 3.11 there is; `make PYTHON=/path/to/python ...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -26,7 +26,7 @@ $(READY): constraints.txt pyproject.toml src/saga/__init__.py
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(READY)  ## Compare plain prefix caching with SAGA on four workloads; writes out/demo.html (about 2 minutes)
+demo: $(READY)  ## Compare plain prefix caching with SAGA; writes out/demo.html (about 2 minutes)
 	@$(BIN)/saga demo --jobs $(JOBS) $(if $(SHARED),--shared $(SHARED))
 
 lint: $(READY)  ## ruff, mypy --strict, import-linter

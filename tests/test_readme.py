@@ -1,6 +1,7 @@
 """Every block of the README runs, and what it shows is what the commands print, in shape if not in numbers.
 
-Shell blocks run one after the other in one folder, with few tasks; a `text` block after a shell block is its output.
+Shell blocks run one after the other in one folder, with few tasks; a `text` block after a shell block is its output,
+and a `json` block is the file `my_trace.jsonl` that later commands read.
 `make` is not called here: the targets are checked to exist.
 """
 
@@ -97,6 +98,8 @@ def test_shell_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path) -> No
         if block.language == "shell":
             wanted = [cheaper(command) for command in commands(block) if not command.startswith("make")]
             printed = "".join(run(command, tmp_path) for command in wanted)
+        elif block.language == "json":
+            (tmp_path / "my_trace.jsonl").write_text(block.text, encoding="utf-8")
         elif block.language == "text" and printed:
             missing = set(labels(block.text)) - set(labels(printed))
             assert not missing, f"README line {block.line} shows lines that are not printed: {missing}"
