@@ -156,8 +156,6 @@ class Simulation:
         with RunLog(self.config) if self.config.log_path else NoLog() as self._log:
             self._begin()
             while len(self._results) < self._num_measured:
-                if not self._heap:
-                    raise InvariantViolated(f"stalled: {len(self._live)} steps are live and nothing is due")
                 at_s, _, kind, what = heapq.heappop(self._heap)
                 self._happen(at_s, kind, what)
                 self._watch_deadline()
@@ -362,7 +360,8 @@ class Simulation:
             if self._seen.get(stream, 0) < tokens:
                 self._seen[stream] = tokens
         stream, tokens = call.path[-1]
-        self._seen[stream] = max(self._seen[stream], tokens + call.output_tokens)
+        # the last token of an answer is never fed back, so no cache can hold it
+        self._seen[stream] = max(self._seen[stream], tokens + call.output_tokens - 1)
         thread.path = (*call.path[:-1], (stream, tokens + call.output_tokens))
         self._count(thread, request, infinite_hit)
         self._draw_step(worker, thread, request)
@@ -451,6 +450,8 @@ class Simulation:
         tally.preemptions += request.num_preemptions
 
     def _sample(self, at_s: float) -> None:
+        if not self._heap:
+            raise InvariantViolated(f"stalled: {len(self._live)} steps are live and nothing is due")
         used, resident = self.fleet.used_and_resident_share()
         self._used.append((at_s, used, resident))
         self._push(at_s + _SAMPLE_S, _SAMPLE, None)
