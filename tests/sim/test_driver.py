@@ -13,6 +13,7 @@ import pytest
 from saga import events as ev
 from saga.errors import InvariantViolated, UsageError
 from saga.presets import PRESETS
+from saga.sim import driver
 from saga.sim.config import SimConfig
 from saga.sim.driver import Simulation, simulate
 from saga.workloads.catalogue import workload
@@ -91,7 +92,7 @@ def test_a_task_that_began_is_done_or_still_at_work(name: str, tiny: Plan, confi
     run.run()
     at_work = {thread.job.index for thread in run._threads.values()}
     assert run._num_started == len(run._completions) + len(at_work)
-    begins_next = sum(1 for _, _, kind, _ in run._heap if kind == 3)
+    begins_next = sum(1 for _, _, kind, _ in run._heap if kind == driver._START)
     assert len(at_work) + begins_next == 8
 
 
