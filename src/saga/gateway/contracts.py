@@ -1,0 +1,210 @@
+"""The seams of the gateway: what its parts hand one another, and nothing else.
+
+    bytes of a client ── front (HTTP/1.1, limits) ──▶ Request
+    Request ── identity (tenant, conventions, conversations) ──▶ Call
+    Call ── scheduling (the scheduler's asyncio driver) ──▶ Ticket          waits at the gate
+    Ticket ── upstream (pooled connections) ──▶ bytes of the worker, streamed back untouched
+    the same bytes ── answers (usage, tool calls) ──▶ Answer ── scheduling.finished
+
+The front knows bytes and sockets and no scheduler; identity knows names and content and no worker; scheduling
+knows workers and events and no bytes; answers know formats of answers and nothing else. Times are seconds on the
+event loop's clock unless named otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from saga.errors import SagaError
+from saga.events import Hints
+
+
+class Kind(StrEnum):
+    """What a route is about; `other` is passed through to any worker and never scheduled as a step."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+    OTHER = "other"
+
+
+@dataclass(slots=True)
+class Request:
+    """A client's request, whole. header names are lower-case bytes, in order, hop-by-hop ones still there."""
+
+    method: str
+    target: str
+    path: str
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    peer: str = ""
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of that (lower-case) name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+@dataclass(slots=True)
+class Call:
+    """A client's call with everything that is known before it is scheduled.
+
+    tenant, task, session, parent are unique in the process (session and task names carry their tenant). step: unique.
+    prompt_tokens: estimated from bytes, never tokenized. retryable: may be sent again elsewhere if no byte came back.
+    pinned: worker that must serve it ("" for any), e.g. by previous_response_id. retry_of: the live step that this is a
+    client's retry of, "" if it is a new step. extend: extension fields the client's call may carry to engines that
+    accept them. body: to be sent upstream (the client's own, unless a field must be added or replaced).
+    """
+
+    kind: Kind
+    request: Request
+    tenant: str
+    session: str
+    task: str
+    step: str
+    model: str = ""
+    stream: bool = False
+    parent: str | None = None
+    workflow: str = ""
+    prompt_tokens: int = 1
+    common_tokens: int | None = None
+    prefix: str = ""
+    prefix_tokens: int = 0
+    gap_kind: str = "tool"
+    deadline_s: float | None = None
+    final: bool = False
+    hints: Hints | None = None
+    retryable: bool = False
+    pinned: str = ""
+    retry_of: str = ""
+    max_output_tokens: int | None = None
+    wants_usage: bool = True
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAddress:
+    """Where a worker is and how to talk to it; `headers` (its own key) replace the client's authorization."""
+
+    worker: str
+    host: str
+    port: int
+    tls: bool = False
+    verify_tls: bool = True
+    base_path: str = ""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(slots=True)
+class Ticket:
+    """Leave to send a call to a worker. extra: top-level JSON fields to add for engines that accept them.
+
+    priority is lower-first, as in vLLM. reason: the scheduler's own words.
+    """
+
+    call: Call
+    address: WorkerAddress
+    queued_s: float
+    reason: str
+    attempt: int = 1
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What was seen in an answer; None where it did not say. Tokens are the engine's own count.
+
+    tool_calls: names in order, "Bash:git" where a shell command's first word shows; () for a final answer.
+    complete: the body (or the stream's end marker) was seen. response_id: of the Responses API.
+    """
+
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    tool_calls: tuple[str, ...] = ()
+    finish_reason: str | None = None
+    response_id: str | None = None
+    error: bool = False
+    complete: bool = False
+    text: str = ""
+    num_bytes: int = 0
+
+
+class Refused(SagaError):
+    """A call that is answered here with an OpenAI-shaped error.
+
+    status: HTTP. code, kind, param: fields `code`, `type`, `param` of the error body. retry_after_s: header, if any.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class Identity(Protocol):
+    """Whose call is it?"""
+
+    def identify(self, request: Request, at_s: float) -> Call:
+        """The call; raises Refused (400, 401, 404, 413, 429) where it cannot be served. Never blocks."""
+        ...
+
+    def answered(self, call: Call, answer: Answer, at_s: float) -> None:
+        """The call was answered: conversations and response ids learn from it."""
+        ...
+
+
+class AnswerWatcher(Protocol):
+    """Looks at an answer's bytes as they pass."""
+
+    def feed(self, chunk: bytes) -> None:
+        """The next bytes of the body (content-coding identity)."""
+        ...
+
+    def close(self) -> Answer:
+        """No more bytes come."""
+        ...
+
+
+class Scheduling(Protocol):
+    """The scheduler, seen from the data plane. All methods run on the event loop; none blocks."""
+
+    async def admit(self, call: Call) -> Ticket:
+        """Wait at the gate; raises Refused (429, 503 with retry_after_s, 404 for a model nobody serves).
+
+        Cancelling the awaiting task cancels the step.
+        """
+        ...
+
+    def first_byte(self, ticket: Ticket) -> None:
+        """The answer began."""
+        ...
+
+    def finished(self, ticket: Ticket, answer: Answer) -> None:
+        """The answer is complete."""
+        ...
+
+    async def failed(self, ticket: Ticket, why: str, *, retry: bool) -> Ticket | None:
+        """The attempt is lost; another ticket if it may be tried again elsewhere, None if not."""
+        ...
+
+    def cancelled(self, ticket: Ticket) -> None:
+        """The client went away."""
+        ...
