@@ -54,6 +54,7 @@ def test_urgency_grows_until_the_deadline_and_then_stays(due_s: float, one_s: fl
     most = rule.rank(session(deadline_s=due_s), due_s)
     assert early >= late >= most
     assert rule.rank(session(deadline_s=due_s), due_s + one_s) == most
+    assert rule.rank(session(deadline_s=due_s + rule.floor_s), due_s) == pytest.approx(most)
 
 
 @given(st.floats(0.0, 100.0), st.floats(0.0, 100.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from saga.sim.metrics import Tally, TaskResult, shares, times
 
@@ -40,6 +40,7 @@ def test_quantiles_are_in_order_and_within_what_was_seen(results: list[TaskResul
     assert min(tct_s) <= found["tct_mean_s"] <= max(tct_s) + 1e-9
 
 
+@example([TaskResult("t", "tenant", 0.0, 15.0, 10.0), TaskResult("t", "tenant", 0.0, 20.0, 10.0)])
 @given(RESULTS)
 def test_a_wider_promise_is_kept_more_often(results: list[TaskResult]) -> None:
     """The share within a stretch counts exactly the tasks within it, and grows with the stretch."""
