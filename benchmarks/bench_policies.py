@@ -4,8 +4,8 @@
     python benchmarks/bench_policies.py rivals   the same with a host tier of 1.2M and of 300k tokens per worker
     python benchmarks/bench_policies.py traces   every trace in --shared, and every built-in workload
 
-All figures are simulated. Ratios are geometric means over seeds of the named baseline's mean TCT over the preset's, with a
-95 % t-interval on the paired log ratios; `of bound` is infinite_kv's mean TCT over the preset's.
+All figures are simulated. Ratios are geometric means over seeds of the named baseline's mean TCT over the preset's,
+with a 95 % t-interval on the paired log ratios; `of bound` is infinite_kv's mean TCT over the preset's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Cell(NamedTuple):
 @cache
 def load(name: str) -> Workload:
     """A workload, once per process."""
-    return workload(name, TRACE_LIMITS if os.sep in name else Limits())
+    return workload(name, TRACE_LIMITS if os.sep in name else Limits(), kv_tokens=450_000)
 
 
 def run(cell: Cell) -> dict[str, Any]:
@@ -87,7 +87,8 @@ def main() -> None:
     options = parser.parse_args()
     groups = [group for group in tables(options) if options.only in group[0]]
     out: list[dict[str, Any]] = []
-    print(f"simulated; {options.seeds} seeds, {options.tasks} tasks, {options.workers} workers; baseline vllm_apc", flush=True)
+    size = f"{options.seeds} seeds, {options.tasks} tasks, {options.workers} workers"
+    print(f"simulated; {size}; baseline vllm_apc", flush=True)
     with ProcessPoolExecutor(options.jobs) as pool:
         for name, x, dram, presets in groups:
             cells = [
@@ -130,8 +131,9 @@ def report(presets: tuple[str, ...], cells: list[Cell], results: dict[Cell, dict
         rows.append(row)
         interval = f"[{speed.low:.2f}, {speed.high:.2f}]" if speed.low is not None and speed.high is not None else ""
         print(
-            f"  {preset:<14} tct {row['tct_mean_s']:>8.0f} s  x{speed.speedup:>5.2f} {interval:<14} of bound {share.speedup:>5.2f}  "
-            f"{row['tasks_per_min']:>6.2f} tasks/min  regenerated {row['regenerated_share']:.3f}",
+            f"  {preset:<14} tct {row['tct_mean_s']:>8.0f} s  x{speed.speedup:>5.2f} {interval:<14} "
+            f"of bound {share.speedup:>5.2f}  {row['tasks_per_min']:>6.2f} tasks/min  "
+            f"regenerated {row['regenerated_share']:.3f}",
             flush=True,
         )
     return rows

@@ -37,6 +37,7 @@ class Fleet:
         self.taken_s: dict[str, list[float]] = defaultdict(list)
         self.running: list[tuple[str, str, str, int]] = []
         self.away: list[tuple[str, int, int]] = []
+        self.prompts: dict[str, int] = {}
         self.num_steps = 0
         self.next_session = 0
         kv_tokens = int(1.3 * 12_000 * num_sessions / num_workers)
@@ -55,8 +56,6 @@ class Fleet:
             if isinstance(command, do.Dispatch):
                 self.running.append((command.step, command.session, command.worker, self.prompts[command.step]))
 
-    prompts: dict[str, int] = {}
-
     def arrive(self, session: str, number: int, prompt_tokens: int) -> None:
         self.num_steps += 1
         self.at_s += 1e-4
@@ -65,8 +64,17 @@ class Fleet:
         kind = f"kind{len(session) % 4}"
         self.tell(
             ev.StepArrived(
-                self.at_s, step, session, f"task-{session}", prompt_tokens, f"tenant{len(session) % 8}", kind, None,
-                prompt_tokens - 400, "system", 1_800,
+                self.at_s,
+                step,
+                session,
+                f"task-{session}",
+                prompt_tokens,
+                f"tenant{len(session) % 8}",
+                kind,
+                None,
+                prompt_tokens - 400,
+                "system",
+                1_800,
             )
         )
 
@@ -137,7 +145,8 @@ def main() -> None:
             first = base.get(kind, row)
             print(
                 f"{result['workers']:>8} {result['sessions']:>9} {kind:<14} {row['median_us']:>10.1f} "
-                f"{row['p99_us']:>8.1f} {row['median_us'] / first['median_us']:>9.2f} {row['p99_us'] / first['p99_us']:>7.2f}"
+                f"{row['p99_us']:>8.1f} {row['median_us'] / first['median_us']:>9.2f} "
+                f"{row['p99_us'] / first['p99_us']:>7.2f}"
             )
     if options.json:
         options.json.write_text(json.dumps({"schema": 1, "kind": "measured", "results": results}, indent=1) + "\n")

@@ -57,28 +57,31 @@ class Reject(Command, frozen=True, tag=True, gc=False):
 
 
 class Retain(Command, frozen=True, tag=True, gc=False):
-    """Keep the session's prefix on `worker` until `until_s`; it is expected back at `expected_use_s`."""
+    """Keep the session's prefix on `worker` until `until_s` (None: till it ends), expected back at `expected_use_s`."""
 
     session: str
     worker: str
-    until_s: float
-    expected_use_s: float
+    until_s: float | None
+    expected_use_s: float | None
     reason: str
     reuse_probability: float = 1.0
 
 
 class Release(Command, frozen=True, tag=True, gc=False):
-    """The session's prefix on `worker` may go; `standing` says how soon compared with others."""
+    """The session's prefix on `worker` may go; `standing` says how soon compared with others.
+
+    expected_use_s: when it is expected back all the same, None where nobody knows.
+    """
 
     session: str
     worker: str
     standing: Standing
     reason: str
-    expected_use_s: float = float("inf")
+    expected_use_s: float | None = None
 
 
 class Offload(Command, frozen=True, tag=True, gc=False):
-    """Copy the session's prefix on `worker` to its host tier, and let the device copy go."""
+    """Copy the session's prefix on `worker` to its host tier, so that the device copy may go at no cost."""
 
     session: str
     worker: str

@@ -30,17 +30,28 @@ class UnknownName(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
+        self._args = (kind, name, names)
         near = get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
+
+    def __reduce__(self) -> tuple[type[UnknownName], tuple[str, str, list[str]]]:
+        """Errors cross process borders whole."""
+        return UnknownName, self._args
 
 
 class TraceError(UsageError):
     """A trace that cannot be read. Names the file, the line (1-based), the field and the value where known."""
 
     def __init__(self, path: object, problem: str, *, line: int | None = None) -> None:
+        self._args = (str(path), problem, line)
         where = f"{path}:{line}" if line is not None else f"{path}"
         super().__init__(f"{where}: {problem}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process borders whole."""
+        path, problem, line = self._args
+        return _trace_error, (path, problem, line)
 
 
 class ProtocolError(UsageError):
@@ -53,3 +64,7 @@ class PeerError(SagaError):
 
 class InvariantViolated(SagaError):
     """A numbered law does not hold. Always our own bug."""
+
+
+def _trace_error(path: str, problem: str, line: int | None) -> TraceError:
+    return TraceError(path, problem, line=line)

@@ -24,7 +24,9 @@ from saga.scheduler.composition import Composition, EngineRules
 
 LEAST_LOADED = Profile("least loaded", ((LeastLoaded(), 1.0),), balance="calls")
 STICKY = Profile("sticky, else fewest live sessions", ((SessionAffinity(), 10.0), (FewestLive(), 1.0)))
-LEAST_RESERVED = Profile("home, else least reserved", ((SessionAffinity(), 10.0), (LeastReserved(), 1.0)), balance="reserved")
+LEAST_RESERVED = Profile(
+    "home, else least reserved", ((SessionAffinity(), 10.0), (LeastReserved(), 1.0)), balance="reserved"
+)
 PAPER_AFFINITY = Profile(
     "home below theta, else least loaded", ((SessionAffinity(theta=0.8), 10.0), (LeastLoaded(), 1.0)), balance="calls"
 )

@@ -5,7 +5,7 @@ Policies never see the scheduler's tables. The scheduler fills these views; they
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 PromptPath: TypeAlias = tuple[tuple[int, int], ...]
 """A prompt as content: ((stream, num_tokens), ...).
@@ -96,8 +96,8 @@ class WorkerView:
     """What a routing or admission policy may know about a worker.
 
     kv_tokens, host_kv_tokens: capacities. active_tokens: contexts of sessions that hold a reservation, what they
-    share counted once; reserved_tokens: the same plus their expected growth; live_tokens: contexts of all sessions at home
-    here that have not ended; num_live, num_active: their numbers; num_running: steps dispatched and not
+    share counted once; reserved_tokens: the same plus their expected growth; live_tokens: contexts of all sessions
+    at home here that have not ended; num_live, num_active: their numbers; num_running: steps dispatched and not
     finished; kv_used_tokens: what the worker itself reported last.
     """
 

@@ -26,7 +26,7 @@ def event(what: ev.Event) -> dict[str, object]:
 
 
 def command(what: do.Command, at_s: float) -> dict[str, object]:
-    """A log line for what was decided; infinity is null in JSON."""
+    """A log line for what was decided."""
     return {"command": json.loads(msgspec.json.encode(what)), "at_s": at_s}
 
 

@@ -334,9 +334,8 @@ def test_prefetch_makes_the_next_call_a_device_hit() -> None:
     for arrival_s, started_s in ((20.0, 20.0), (12.0, 13.0)):
         worker = engine(host_kv_tokens=3200, load_tokens_per_s=32.0)
         worker.submit(call("a1", 96, 1), 0.0)
-        worker.advance(5.0)
-        worker.offload("a", 9.0)
-        assert worker.report()[3] == 0
+        worker.submit(call("b", 310, 1), 4.0)
+        worker.advance(9.0)
         worker.prefetch("a", 10.0)
         worker.advance(arrival_s)
         worker.submit(again := call("a2", 100, 1), arrival_s)
@@ -439,7 +438,7 @@ def closed_loop(worker: ModelledEngine, seed: int) -> list[tuple[object, ...]]:
                 index, number = int(done.session), int(done.step.split(".")[1]) + 1
                 contexts[index] = done.prompt_tokens + done.output_tokens
                 counts = (done.started_s, done.cached_tokens, done.host_tokens, done.num_preemptions)
-                log.append((done.step, outcome.at_s, *counts, done.prefilled_tokens, round(done.service_s, 1)))
+                log.append((done.step, outcome.at_s, *counts, done.prefilled_tokens, done.service_s))
                 if number < len(plans[index]):
                     heappush(arrivals, (int(outcome.at_s) + plans[index][number][2] + 1, index, number))
             elif outcome.kind == "first_token":
@@ -474,7 +473,8 @@ def test_jumping_and_stepping_are_the_same(life: str, seed: int) -> None:
     told = replace(LIVES[life], kv_tokens=960)
     jumped = closed_loop(ModelledEngine(told, ConstantLatency(1.0)), seed)
     stepped = closed_loop(ModelledEngine(replace(told, max_jump_iterations=1), ConstantLatency(1.0)), seed)
-    assert jumped == stepped
+    assert [entry[:-1] for entry in jumped] == [entry[:-1] for entry in stepped]
+    assert [entry[-1] for entry in jumped] == [pytest.approx(entry[-1]) for entry in stepped]
 
 
 def test_the_lives_above_are_not_peaceful() -> None:

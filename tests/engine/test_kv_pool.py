@@ -198,12 +198,6 @@ class PolicyMachine(PoolMachine):
     policy = FarthestFirst()
     exact = False
 
-    @rule(session=st.sampled_from("abcd"))
-    def discard(self, session: str) -> None:
-        """The session's own idle blocks are let go, exactly as many as become free."""
-        free = self.pool.free
-        assert self.pool.discard(session) == self.pool.free - free
-
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=40)

@@ -65,54 +65,86 @@ class Life:
         self.tell(ev.WorkerJoined(self.at_s, f"w{self.num_workers}", kv_tokens, move_tokens_per_s=9_000.0))
 
     def do(self, action: str, index: int, amount: int) -> None:
+        getattr(self, f"do_{action}")(index, amount)
+
+    def do_arrive(self, index: int, amount: int) -> None:
         session = SESSIONS[index % len(SESSIONS)]
-        running = sorted(self.at_work)
-        workers = sorted(worker.worker for worker in self.scheduler.fleet)
-        if action == "arrive":
-            self.num_steps += 1
-            step = f"{session}/{self.num_steps}"
-            self.arrived[step] = session
-            self.tell(
-                ev.StepArrived(
-                    self.at_s, step, session, f"t{index % 3}", 1 + amount * 3, f"tenant{index % 3}",
-                    prefix=f"p{index % 2}", prefix_tokens=amount % 50,
-                )
+        self.num_steps += 1
+        step = f"{session}/{self.num_steps}"
+        self.arrived[step] = session
+        self.tell(
+            ev.StepArrived(
+                self.at_s,
+                step,
+                session,
+                f"t{index % 3}",
+                1 + amount * 3,
+                f"tenant{index % 3}",
+                prefix=f"p{index % 2}",
+                prefix_tokens=amount % 50,
             )
-        elif action in ("first", "finish", "fail") and running:
-            step = running[index % len(running)]
+        )
+
+    def running(self, index: int) -> str | None:
+        steps = sorted(self.at_work)
+        return steps[index % len(steps)] if steps else None
+
+    def worker(self, index: int) -> str | None:
+        workers = sorted(worker.worker for worker in self.scheduler.fleet)
+        return workers[index % len(workers)] if workers else None
+
+    def do_first(self, index: int, amount: int) -> None:
+        if step := self.running(index):
+            self.tell(ev.FirstToken(self.at_s, step, self.at_work[step]))
+
+    def do_finish(self, index: int, amount: int) -> None:
+        if step := self.running(index):
             worker = self.at_work[step]
-            if action == "first":
-                self.tell(ev.FirstToken(self.at_s, step, worker))
-            elif action == "finish":
-                self.over(step)
-                self.tell(ev.StepFinished(self.at_s, step, worker, 1 + amount * 3, amount, tool_calls=("Bash",)))
+            self.over(step)
+            self.tell(ev.StepFinished(self.at_s, step, worker, 1 + amount * 3, amount, tool_calls=("Bash",)))
+
+    def do_fail(self, index: int, amount: int) -> None:
+        if step := self.running(index):
+            worker = self.at_work[step]
+            if amount % 2:
+                del self.at_work[step]
             else:
-                if amount % 2:
-                    del self.at_work[step]
-                else:
-                    self.over(step)
-                self.tell(ev.StepFailed(self.at_s, step, worker, "reset", retry=bool(amount % 2)))
-        elif action == "cancel" and self.arrived:
+                self.over(step)
+            self.tell(ev.StepFailed(self.at_s, step, worker, "reset", retry=bool(amount % 2)))
+
+    def do_cancel(self, index: int, amount: int) -> None:
+        if self.arrived:
             step = sorted(self.arrived)[index % len(self.arrived)]
             self.over(step)
             self.tell(ev.StepCancelled(self.at_s, step))
-        elif action == "end":
-            for step in [step for step, owner in self.arrived.items() if owner == session]:
-                self.over(step)
-            self.tell(ev.SessionEnded(self.at_s, session))
-        elif action == "wait":
-            self.wait(amount / 50.0)
-        elif action == "join" and len(workers) < 4:
+
+    def do_end(self, index: int, amount: int) -> None:
+        session = SESSIONS[index % len(SESSIONS)]
+        for step in [step for step, owner in self.arrived.items() if owner == session]:
+            self.over(step)
+        self.tell(ev.SessionEnded(self.at_s, session))
+
+    def do_wait(self, index: int, amount: int) -> None:
+        self.wait(amount / 50.0)
+
+    def do_join(self, index: int, amount: int) -> None:
+        if len(self.scheduler.fleet) < 4:
             self.join(500 + 10 * amount)
-        elif action == "lose" and workers:
-            worker = workers[index % len(workers)]
+
+    def do_lose(self, index: int, amount: int) -> None:
+        if worker := self.worker(index):
             for step in [step for step, at in self.at_work.items() if at == worker]:
                 del self.at_work[step]
             self.tell(ev.WorkerLost(self.at_s, worker))
-        elif action == "drain" and len(workers) > 1:
-            self.tell(ev.WorkerDraining(self.at_s, workers[index % len(workers)]))
-        elif action == "evict" and workers:
-            self.tell(ev.BlocksRemoved(self.at_s, workers[index % len(workers)], session, amount, 2 * amount))
+
+    def do_drain(self, index: int, amount: int) -> None:
+        if len(self.scheduler.fleet) > 1:
+            self.tell(ev.WorkerDraining(self.at_s, str(self.worker(index))))
+
+    def do_evict(self, index: int, amount: int) -> None:
+        if worker := self.worker(index):
+            session = SESSIONS[index % len(SESSIONS)]
+            self.tell(ev.BlocksRemoved(self.at_s, worker, session, amount, 2 * amount))
 
     def wait(self, seconds: float) -> None:
         until_s = self.at_s + seconds

@@ -183,7 +183,9 @@ def test_an_open_door_lets_everything_through_to_sticky_workers(stage):
 
 def test_a_session_cap_holds_until_a_session_ends(stage):
     """The hand-tuned cap counts sessions, whatever their size."""
-    cap = replace(preset("session_cap"), admission=type(preset("session_cap").admission)(max_sessions=1), retention=Forever())
+    cap = replace(
+        preset("session_cap"), admission=type(preset("session_cap").admission)(max_sessions=1), retention=Forever()
+    )
     at = stage(cap)
     at.arrive("a", 0, 10)
     at.arrive("b", 0, 10)

@@ -112,8 +112,3 @@ def test_shares_are_of_the_whole_fleet(config: Build) -> None:
     used, resident = of.used_and_resident_share()
     assert used == 0.0
     assert 2_000 / (2 * KV_TOKENS) <= resident <= 2_100 / (2 * KV_TOKENS)
-
-
-def test_a_hold_is_no_business_of_the_engines(config: Build) -> None:
-    """Commands that concern the gate touch no worker."""
-    assert fleet(config("saga")).direct(do.Hold("s/0", "why"), (), 0.0) is None

@@ -1,4 +1,4 @@
-"""Evict what is needed last (POLICY item 5): ended sessions, then unknown ones, then paused, then idle by expected return."""
+"""Evict what is needed last: ended sessions, then unknown ones, then paused, then idle by expected return."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class NoPrefetch:
 
 @dataclass(frozen=True)
 class BeforeReturn:
-    """At the given quantile of the time that the gap still has, if the forecast is sure enough (paper: theta_conf 0.7)."""
+    """At a quantile of the time that the gap still has, if the forecast is sure enough (paper: theta_conf 0.7)."""
 
     quantile: float = 0.25
     min_confidence: float = 0.7

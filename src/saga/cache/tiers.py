@@ -28,9 +28,9 @@ class HostTier(Protocol):
 
 @dataclass(frozen=True)
 class PausedLast:
-    """Keep what only the tier has: ended sessions leave first, then active ones (their prefix is on the device), then
-    paused ones by farthest expected use.
+    """Keep what only the tier has.
 
+    Ended sessions leave first, then active ones (their prefix is on the device), then paused ones by farthest use.
     A tier that also copies what is on the device holds nothing more than the device as soon as it is the smaller one.
     """
 

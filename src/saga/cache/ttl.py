@@ -7,7 +7,6 @@ let go costs its regeneration. Policies refuse to know clocks, sessions and cach
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import inf
 from typing import NamedTuple, Protocol
 
@@ -52,7 +51,7 @@ class Forever:
     """Held until the session ends; a baseline that shows what deadlines are worth."""
 
     def hold_s(self, facts: GapFacts) -> float:
-        """inf."""
+        """Always inf."""
         return inf
 
 
@@ -97,17 +96,19 @@ class SkiRental:
     max_s: float = 600.0
 
     def hold_s(self, facts: GapFacts) -> float:
-        """Seconds, 0..max_s. O(bins of the gap model), memoised while the model changes little."""
-        tau_s = facts.overlap * facts.capacity_tokens / facts.return_tokens_per_s
-        rounded_tau_s = float(f"{tau_s:.2g}")
+        """Seconds, 0..max_s. O(bins of the gap model), O(1) while the model says the same."""
+        tau_s = float(f"{facts.overlap * facts.capacity_tokens / facts.return_tokens_per_s:.2g}")
         probability = round(facts.continue_probability, 2)
-        return min(self.max_s, _best_hold_s(facts.gap, facts.gap.version >> 4, rounded_tau_s, probability))
+        edges, survival = facts.gap.curve()
+        question = (tau_s, probability)
+        hold_s = facts.gap.derived.get(question)
+        if hold_s is None:
+            hold_s = facts.gap.derived[question] = _cheapest_hold_s(edges, survival, tau_s, probability)
+        return min(self.max_s, hold_s)
 
 
-@lru_cache(maxsize=4096)
-def _best_hold_s(gap: GapModel, age: int, tau_s: float, probability: float) -> float:
-    """The argmin over the bin edges of the gap's survival curve; `age` renews the memo as observations come in."""
-    edges, survival = gap.curve()
+def _cheapest_hold_s(edges: tuple[float, ...], survival: tuple[float, ...], tau_s: float, probability: float) -> float:
+    """The argmin over the edges of a gap's survival curve, seconds. O(edges)."""
     best_s, best_cost = 0.0, tau_s * probability
     held_s, previous_s, previous_alive = 0.0, 0.0, 1.0
     for edge_s, alive in zip(edges, survival, strict=True):

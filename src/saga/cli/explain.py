@@ -24,7 +24,6 @@ from saga.events import AnyEvent, StepArrived, StepFinished
 
 SCHEMA = 1
 _NUM_LISTED = 20
-_MAY_BE_INFINITE = {"expected_use_s", "until_s"}
 _COMMANDS = {kind.__name__ for kind in commands.Command.__subclasses__()}
 _HIDDEN = {"type", "at_s", "reason", "session", "task", "step", "tenant", "workflow", "parent", "prefix", "gap_kind"}
 
@@ -332,10 +331,7 @@ def _turns(path: Path, lines: Iterator[LogLine]) -> Iterator[tuple[AnyEvent, lis
 
 
 def _restore(path: Path, fields: dict[str, object]) -> commands.Command:
-    """A command from its fields; JSON has no infinity and writes null."""
-    for name in _MAY_BE_INFINITE & fields.keys():
-        if fields[name] is None:
-            fields[name] = float("inf")
+    """A command from its fields."""
     try:
         command: commands.Command = msgspec.convert(fields, AnyCommand)
     except msgspec.ValidationError as error:

@@ -219,23 +219,17 @@ class ModelledEngine:
         reuse_probability: float = 1.0,
         at_s: float,
     ) -> None:
-        """Tell the eviction policies about a session; what is paused is in the host tier from now on."""
+        """Tell the eviction policies about a session. `at_s` only documents the caller's clock."""
         self.pool.set_standing(session, standing, expected_use_s, reuse_probability)
-        if self.host is None:
-            return
-        owner = self.pool.owners.get(session)
-        if standing is Standing.PAUSED and owner is not None:
-            blocks = self.pool.lookup(owner.spans, owner.tokens // self._block)
-            self.host.store(session, owner.spans, blocks * self._block, at_s)
-        self.host.pool.set_standing(session, standing, expected_use_s, reuse_probability)
+        if self.host is not None:
+            self.host.pool.set_standing(session, standing, expected_use_s, reuse_probability)
 
     def offload(self, session: str, at_s: float) -> None:
-        """Let the session's idle device blocks go; their copy in the host tier, made when its call ended, stays."""
+        """Copy what the device has of the session's context to the host tier, as far as it is not there yet."""
         owner = self.pool.owners.get(session)
         if self.host is not None and owner is not None:
             blocks = self.pool.lookup(owner.spans, owner.tokens // self._block)
             self.host.store(session, owner.spans, blocks * self._block, at_s)
-            self.pool.discard(session)
 
     def prefetch(self, session: str, at_s: float) -> None:
         """Load the session's prefix from the host tier in the background; a call that comes meanwhile waits for it."""

@@ -262,18 +262,6 @@ class KvPool:
             owner.reuse_probability = reuse_probability
             self._rekey(owner)
 
-    def discard(self, session: str) -> int:
-        """Evict the idle blocks that belong to this session alone; how many blocks that freed. O(its segments)."""
-        owner = self.owners.get(session)
-        before = self.free
-        while owner is not None:
-            leaves = [segment for segment in owner.segments if segment.stamp and segment.owners == (owner,)]
-            for segment in leaves:
-                self._shrink(segment, segment.end - segment.start)
-            if not leaves:
-                break
-        return self.free - before
-
     def take_evicted(self) -> list[str]:
         """Sessions, those known to have ended apart, that lost blocks since the last call; needs report_evicted."""
         sessions = list(self.evicted)

@@ -45,7 +45,7 @@ class LeastReserved:
 
 @dataclass(frozen=True)
 class SessionAffinity:
-    """1 for the session's home; with `theta`, only while its load (live contexts / KV) is below it (the paper's rule)."""
+    """1 for the session's home; with `theta`, only while its load (live contexts / KV) is below (the paper's rule)."""
 
     theta: float | None = None
 

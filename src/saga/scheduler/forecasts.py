@@ -1,4 +1,4 @@
-"""What the scheduler asks of a workflow model, and the twin that learns nothing for systems that look at no forecast."""
+"""What the scheduler asks of a workflow model, and the twin that learns nothing, for systems without forecasts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The gate: sessions that wait for a place, in lanes.
 
-A lane belongs to one worker (sessions that return to it) or to nobody (new sessions, and those that lost patience). Inside a lane each tenant has
-a heap; whose turn it is among tenants is the share policy's question, asked when a place is free. There is no global
-head of line: a lane whose head does not fit blocks only itself. Entries are removed lazily.
+A lane belongs to one worker (sessions that return to it) or to nobody (new sessions, and those that lost patience).
+Inside a lane each tenant has a heap; whose turn it is among tenants is the share policy's question, asked when a place
+is free. There is no global head of line: a lane whose head does not fit blocks only itself. Entries are removed lazily.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def check(scheduler: Scheduler) -> None:
     _caps(scheduler)
 
 
-def _law(number: int, holds: bool, what: str) -> None:
+def _law(number: int, holds: object, what: str) -> None:
     if not holds:
         raise InvariantViolated(f"law {number}: {what}")
 
@@ -95,7 +95,9 @@ def _reservation(scheduler: Scheduler, session: Session) -> None:
         worker = scheduler.fleet.get(session.worker)
         _law(5, worker is not None and session.session in worker.active, f"{session.session!r} holds a place nowhere")
     if session.state is State.HELD:
-        _law(5, session.hold_until_s >= scheduler.now_s or scheduler.next_deadline_s() is not None, "a hold without end")
+        _law(
+            5, session.hold_until_s >= scheduler.now_s or scheduler.next_deadline_s() is not None, "a hold without end"
+        )
 
 
 def _pointers(scheduler: Scheduler, session: Session) -> None:
@@ -121,4 +123,8 @@ def _sums(scheduler: Scheduler) -> None:
 def _caps(scheduler: Scheduler) -> None:
     live = len(scheduler.sessions.steps)
     _law(9, len(scheduler.sessions) <= max(scheduler.caps.max_sessions, live) + 1, "more sessions than the cap allows")
-    _law(9, len(scheduler.deadlines) <= 1024 + 8 * (len(scheduler.sessions) + len(scheduler.fleet)) + 1024, "deadlines pile up")
+    _law(
+        9,
+        len(scheduler.deadlines) <= 1024 + 8 * (len(scheduler.sessions) + len(scheduler.fleet)) + 1024,
+        "deadlines pile up",
+    )

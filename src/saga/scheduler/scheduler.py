@@ -175,7 +175,15 @@ class Scheduler:
         else:
             self._enter(session)
 
+    def _fits_nowhere(self, session: Session) -> bool:
+        """Whether the prompt is longer than the memory of any worker: it would wait for ever."""
+        workers = self._candidates(session)
+        return bool(workers) and all(session.prompt_tokens >= worker.kv_tokens for worker in workers)
+
     def _send_at_once(self, session: Session) -> None:
+        if self._fits_nowhere(session):
+            self._refuse(session)
+            return
         worker = self._place(session, self._candidates(session))
         if worker is None:
             self._wait(session, ANYWHERE, "no worker can take it now")
@@ -194,8 +202,8 @@ class Scheduler:
 
     def _enter(self, session: Session) -> None:
         """Ask for a place; wait at the gate where there is none, or where somebody is ahead."""
-        if not any(session.prompt_tokens < worker.kv_tokens for worker in self._candidates(session)) and len(self.fleet):
-            self._refuse(session, f"a prompt of {session.prompt_tokens} tokens fits no worker")
+        if self._fits_nowhere(session):
+            self._refuse(session)
             return
         rank = self.composition.ordering.rank(session, self.now_s)
         home = self._home(session)
@@ -213,7 +221,8 @@ class Scheduler:
         else:
             self._wait(session, ANYWHERE, "waits for room on any worker", rank)
 
-    def _refuse(self, session: Session, why: str) -> None:
+    def _refuse(self, session: Session) -> None:
+        why = f"a prompt of {session.prompt_tokens} tokens fits no worker"
         self._out.append(do.Reject(session.step, why, retry_after_s=0.0))
         self._drop_step(session)
 
@@ -309,9 +318,7 @@ class Scheduler:
         worker.steal_at_s = inf
         worker.unstarted[session.step] = session
         self._touched(worker, freed=False)
-        self._out.append(
-            do.Dispatch(session.step, session.session, worker.worker, self._priority(session), reason)
-        )
+        self._out.append(do.Dispatch(session.step, session.session, worker.worker, self._priority(session), reason))
 
     def _priority(self, session: Session) -> int:
         rank = self.composition.ordering.rank(session, self.now_s) * _PRIORITY_PER_RANK
@@ -326,7 +333,9 @@ class Scheduler:
             self._touched(source, freed=False)
             if self.composition.migrate and tokens and target.move_tokens_per_s > target.prefill_tokens_per_s:
                 self._out.append(
-                    do.Migrate(session.session, source.worker, target.worker, tokens, "moving is cheaper than prefilling")
+                    do.Migrate(
+                        session.session, source.worker, target.worker, tokens, "moving is cheaper than prefilling"
+                    )
                 )
             else:
                 tokens = 0
@@ -342,7 +351,7 @@ class Scheduler:
             worker.unstarted.pop(event.step, None)
 
     def _live(self, step: str, worker: str) -> tuple[Session, Worker] | None:
-        """The session and worker of a live attempt; None for news of one that is over (it crossed a cancel or a move)."""
+        """The session and worker of a live attempt; None for news of one that is over (it crossed a cancel)."""
         session = self.sessions.steps.get(step)
         host = self.fleet.get(worker)
         if session is None or host is None or session.state is not State.RUNNING or session.worker != worker:
@@ -430,14 +439,19 @@ class Scheduler:
             if self._gates:
                 self._hold_place(session, worker)
             self._out.append(
-                do.Retain(session.session, worker.worker, session.hold_until_s, expected_use_s, "held across the gap", reuse)
+                do.Retain(
+                    session.session,
+                    worker.worker,
+                    session.hold_until_s if hold_s < inf else None,
+                    expected_use_s,
+                    "held across the gap",
+                    reuse,
+                )
             )
         else:
             session.did(Did.FINISHED_LET_GO)
             self._give_up_place(session)
-            self._out.append(
-                do.Release(session.session, worker.worker, Standing.PAUSED, "not worth holding", expected_use_s)
-            )
+            self._release(session, "not worth holding", expected_use_s)
         if self._gates:
             self._pause_for_room(worker)
 
@@ -469,7 +483,14 @@ class Scheduler:
         session.did(Did.LET_GO)
         session.hold_until_s = inf
         self._give_up_place(session)
-        self._out.append(do.Release(session.session, session.home, Standing.PAUSED, reason))
+        self._release(session, reason)
+
+    def _release(self, session: Session, reason: str, expected_use_s: float | None = None) -> None:
+        """Its prefix may go; where there is a host tier a copy of it stays there."""
+        worker = self.fleet.get(session.home)
+        if worker is not None and worker.host_kv_tokens:
+            self._out.append(do.Offload(session.session, session.home, reason))
+        self._out.append(do.Release(session.session, session.home, Standing.PAUSED, reason, expected_use_s))
 
     def _let_go(self, session: Session) -> None:
         session.hold_until_s = inf
@@ -594,6 +615,9 @@ class Scheduler:
     def _on_worker_joined(self, event: ev.WorkerJoined) -> None:
         if self.fleet.get(event.worker) is not None:
             raise ProtocolError(f"worker {event.worker!r} has joined before; names are unique")
+        for name in ("kv_tokens", "block_tokens", "prefill_tokens_per_s", "max_running"):
+            if not getattr(event, name) > 0:
+                raise ProtocolError(f"{name} {getattr(event, name)} of worker {event.worker!r}: expected more than 0")
         worker = self.fleet.join(event)
         if len(self.fleet) == _SHORT_LIST_FROM:
             for other in self.fleet:

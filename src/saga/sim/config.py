@@ -73,12 +73,14 @@ class SimConfig:
             raise UsageError(f"{name} = {value!r}: expected a whole number from {low} to {high}")
 
     def _check_load(self) -> None:
-        given = [name for name in ("agents_per_worker", "oversubscription", "rate_per_s") if getattr(self, name) is not None]
+        numbers = ("agents_per_worker", "oversubscription", "rate_per_s")
+        given = [name for name in numbers if getattr(self, name) is not None]
         given += ["as_recorded"] if self.as_recorded else []
         if len(given) != 1:
             said = " and ".join(given) if given else "none of them"
             raise UsageError(
-                f"load: expected exactly one of agents_per_worker, oversubscription, rate_per_s, as_recorded; got {said}"
+                "load: expected exactly one of agents_per_worker, oversubscription, rate_per_s, as_recorded; "
+                f"got {said}"
             )
 
     def as_dict(self) -> dict[str, object]:

@@ -37,6 +37,7 @@ from saga.workloads.plan import Call, SessionPlan, Task, Workload
 _ARRIVE, _ENGINE, _TICK, _START, _SAMPLE = range(5)
 _SAMPLE_S = 5.0
 _MAX_TIMELINE = 20_000
+_FILLERS = 4
 
 
 def simulate(
@@ -222,7 +223,7 @@ class Simulation:
         if self._num_agents is None:
             self._begin_open()
         else:
-            self._tasks = self.workload.tasks(10 * self.config.tasks + 10 * self._num_agents, self.config.seed)
+            self._tasks = self.workload.tasks(_FILLERS * (self.config.tasks + self._num_agents), self.config.seed)
             self._begin_closed(self._num_agents)
         self._push(_SAMPLE_S, _SAMPLE, None)
 
@@ -257,7 +258,7 @@ class Simulation:
     def _start_task(self, at_s: float, task: Task | None) -> None:
         task = next(self._tasks, None) if task is None else task
         if task is None:
-            raise InvariantViolated("the workload ran out of tasks")
+            return  # the fillers are used up: a measured task that starves is let to drain
         job = _Job(task, self._num_started, at_s)
         self._num_started += 1
         if job.index == self._num_first_wave:
@@ -348,9 +349,7 @@ class Simulation:
             elif outcome.kind == "first_token":
                 self._tell(ev.FirstToken(at_s, outcome.step, worker))
             else:
-                self._tell(
-                    ev.BlocksRemoved(at_s, worker, outcome.session, outcome.device_tokens, outcome.host_tokens)
-                )
+                self._tell(ev.BlocksRemoved(at_s, worker, outcome.session, outcome.device_tokens, outcome.host_tokens))
         self._reschedule(worker, at_s)
 
     def _finished(self, worker: str, request: EngineRequest, at_s: float) -> None:
@@ -430,7 +429,9 @@ class Simulation:
         latency, block_tokens = self.fleet.latency, self.config.block_tokens
         total_s = children_s = 0.0
         for number, call in enumerate(task.sessions[index].calls):
-            cached = 0 if number == 0 else min(call.common_tokens, call.prompt_tokens - 1) // block_tokens * block_tokens
+            cached = (
+                0 if number == 0 else min(call.common_tokens, call.prompt_tokens - 1) // block_tokens * block_tokens
+            )
             total_s += max(call.gap_s, children_s)
             total_s += latency.isolated_s(cached, call.prompt_tokens, call.output_tokens, self.config.chunk_tokens)
             children_s = max((self._isolated_session_s(task, child) for child in call.spawns), default=0.0)

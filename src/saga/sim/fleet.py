@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from saga import commands as do
 from saga.cache.prefix_lru import PrefixLru
 from saga.engine.batching import EngineRequest, EngineSettings, ModelledEngine
@@ -64,40 +66,35 @@ class ModelledFleet:
 
     def direct(self, command: do.Command, path: PromptPath, at_s: float) -> str | None:
         """Carry out a command about a session's cache; `path`: its context. The worker whose time table it changed."""
-        if isinstance(command, do.Retain):
-            if not self._directs:
-                return None
-            self.engines[command.worker].set_standing(
-                command.session,
-                do.Standing.ACTIVE,
-                expected_use_s=command.expected_use_s,
-                reuse_probability=command.reuse_probability,
-                at_s=at_s,
-            )
-            return None
-        if isinstance(command, do.Release):
-            if not self._directs:
-                return None
-            self.engines[command.worker].set_standing(
-                command.session, command.standing, expected_use_s=command.expected_use_s, at_s=at_s
-            )
-            return None
-        if isinstance(command, do.Prefetch):
-            self.engines[command.worker].prefetch(command.session, at_s)
-            return command.worker
-        if isinstance(command, do.Offload):
-            self.engines[command.worker].offload(command.session, at_s)
-            return command.worker
         if isinstance(command, do.Migrate):
             return self._migrate(command, path, at_s)
-        if isinstance(command, do.Reprioritize):
-            self.engines[command.worker].reprioritize(command.step, command.priority)
-            return command.worker
-        if isinstance(command, do.Preempt):
-            if not self.engines[command.worker].cancel(command.step, at_s):
-                raise InvariantViolated(f"step {command.step!r} is not on {command.worker!r}")
-            return command.worker
-        return None
+        engine = self.engines[command.worker]  # type: ignore[attr-defined]
+        match command:
+            case do.Retain() | do.Release():
+                self._set_standing(engine, command, at_s)
+                return None
+            case do.Offload():
+                engine.offload(command.session, at_s)
+                return None
+            case do.Prefetch():
+                engine.prefetch(command.session, at_s)
+            case do.Reprioritize():
+                engine.reprioritize(command.step, command.priority)
+            case do.Preempt():
+                if not engine.cancel(command.step, at_s):
+                    raise InvariantViolated(f"step {command.step!r} is not on {command.worker!r}")
+        return command.worker  # type: ignore[attr-defined, no-any-return]
+
+    def _set_standing(self, engine: ModelledEngine, command: do.Retain | do.Release, at_s: float) -> None:
+        if not self._directs:
+            return
+        engine.set_standing(
+            command.session,
+            do.Standing.ACTIVE if isinstance(command, do.Retain) else command.standing,
+            expected_use_s=inf if command.expected_use_s is None else command.expected_use_s,
+            reuse_probability=command.reuse_probability if isinstance(command, do.Retain) else 1.0,
+            at_s=at_s,
+        )
 
     def submit(self, worker: str, request: EngineRequest, at_s: float) -> None:
         """Give a call to a worker."""

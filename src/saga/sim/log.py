@@ -6,10 +6,9 @@ First line: {"schema": 1, "kind": "log", ...}; then {"event": {...}} and, for ea
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 import msgspec
 
@@ -23,7 +22,7 @@ _ENCODER = msgspec.json.Encoder()
 class NoLog:
     """Nothing is written."""
 
-    def __enter__(self) -> NoLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,7 +45,7 @@ class RunLog:
         self._config = config
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> Self:
         self._file = self._part.open("wb")
         header = {"schema": 1, "kind": "log", **self._config.as_dict()}
         self._write(header)
@@ -56,7 +55,7 @@ class RunLog:
         assert self._file is not None
         self._file.close()
         if kind is None:
-            os.replace(self._part, self._path)
+            self._part.replace(self._path)
         else:
             self._part.unlink(missing_ok=True)
 

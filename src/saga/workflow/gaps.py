@@ -71,7 +71,8 @@ class GapModel:
     log-normal around one second. window: total weight at which old observations are halved, so that the model
     follows slow drift. Answers are refreshed when the evidence has grown by an eighth (at once while young);
     `version` changes exactly when answers may. State: about 1 KB, and 6 KB of derived
-    numbers once it is asked.
+    numbers once it is asked. derived: what others computed from the present curve (`curve` first, then read or write);
+    emptied when it changes.
     """
 
     __slots__ = (
@@ -87,6 +88,7 @@ class GapModel:
         "_survival",
         "_weight",
         "_window",
+        "derived",
         "version",
     )
 
@@ -103,6 +105,7 @@ class GapModel:
         self._survival: tuple[float, ...] = ()
         self._area_s = array("d")
         self._median_s = 0.0
+        self.derived: dict[tuple[float, float], float] = {}
         self.version = 0
 
     @classmethod
@@ -234,6 +237,7 @@ class GapModel:
             low, alive = high, left
         below[-1], survival[-1] = 1.0, 0.0
         self._survival = tuple(survival)
+        self.derived = {}
         self._mass, self._below, self._area_s = array("d", mass), array("d", below), array("d", area_s)
         self._median_s = self._time_at(0.5)
 
