@@ -327,7 +327,7 @@ class Scheduler:
     def _move(self, session: Session, target: Worker) -> None:
         """Take the session to another worker, with its prefix where that is cheaper than prefilling it again."""
         source = self.fleet.get(session.lives_at)
-        tokens = session.home_tokens
+        tokens = session.home_tokens + session.home_host_tokens
         if source is not None:
             source.leave(session)
             self._touched(source, freed=False)
