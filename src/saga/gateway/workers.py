@@ -1,0 +1,326 @@
+"""The workers that the gateway knows: where they are, what they serve, how they are.
+
+A worker is `starting` until a first check passed, then `up`; `down` while its circuit is open; `draining` when it takes
+nothing new; `removed` at last. The circuit opens after `failures_to_open` failures in a row, or at once where nobody
+listens; it stays open for `open_s`, twice as long after each time that it opens again, then a passed check makes it
+half-open: the worker is up, and one failure before the first success opens it again.
+
+The registry keeps these states and tells its watcher. It refuses to know how a check is made (`health`), where workers
+are written down (`config`) and what is sent to them (`scheduling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from saga.errors import UsageError
+from saga.gateway.contracts import WorkerAddress
+
+DEFAULT_KV_TOKENS = 450_000
+"""Assumed of a worker that does not say: what an 80 GB device holds beside an 8B model."""
+
+_MAX_OPEN_DOUBLINGS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """A worker as somebody wrote it down; None and () mean: ask it.
+
+    url: http(s)://host:port[/base]. name: for headers, metrics and logs; host:port by default. models: served ids.
+    kv_tokens, host_kv_tokens, block_tokens, max_running, prefill_tokens_per_s: as in `events.WorkerJoined`. extensions:
+    whether it accepts vLLM's fields. key: sent as `key_header` (with "Bearer " before it in authorization).
+    ca_file: certificates to trust instead of the system's. Raises UsageError where a value cannot be.
+    """
+
+    url: str
+    name: str = ""
+    models: tuple[str, ...] = ()
+    kv_tokens: int | None = None
+    host_kv_tokens: int = 0
+    block_tokens: int = 16
+    max_running: int = 256
+    prefill_tokens_per_s: float = 5_000.0
+    extensions: bool | None = None
+    key: str = ""
+    key_header: str = "authorization"
+    verify_tls: bool = True
+    ca_file: str = ""
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise UsageError(f"worker url {self.url!r}: expected http://host:port or https://host:port[/path]")
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        if port == 0:
+            raise UsageError(f"worker url {self.url!r}: the port must lie between 1 and 65535")
+        if parts.username or parts.password:
+            raise UsageError(f"worker url of {parts.hostname!r} holds a password; give `key` instead")
+        for name, low in (("kv_tokens", 1), ("host_kv_tokens", 0), ("block_tokens", 1), ("max_running", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"worker {self.url}: {name} = {value!r}; expected a number from {low}")
+        if not self.prefill_tokens_per_s > 0:
+            raise UsageError(f"worker {self.url}: prefill_tokens_per_s = {self.prefill_tokens_per_s!r}; expected > 0")
+        if not self.key_header.isascii() or not self.key_header.replace("-", "").isalnum():
+            raise UsageError(f"worker {self.url}: key_header = {self.key_header!r} is no header name")
+        if not self.key.isascii() or not (self.key + "x").isprintable():
+            raise UsageError(f"worker {self.url}: key holds characters that no header can carry")
+
+    def named(self) -> WorkerConfig:
+        """The same with its name: host:port where none was given."""
+        if self.name:
+            return self
+        address = self.address()
+        return replace(self, name=f"{address.host}:{address.port}{address.base_path}")
+
+    def address(self) -> WorkerAddress:
+        """Where it is, for the data plane."""
+        parts = urlsplit(self.url)
+        tls = parts.scheme == "https"
+        host = parts.hostname or ""
+        headers: tuple[tuple[bytes, bytes], ...] = ()
+        if self.key:
+            header = self.key_header.lower()
+            value = f"Bearer {self.key}" if header == "authorization" else self.key
+            headers = ((header.encode(), value.encode()),)
+        base_path = parts.path.rstrip("/")
+        return WorkerAddress(
+            worker=self.name,
+            host=host,
+            port=parts.port or (443 if tls else 80),
+            tls=tls,
+            verify_tls=self.verify_tls,
+            base_path=base_path.removesuffix("/v1"),
+            headers=headers,
+        )
+
+
+class WorkerState(StrEnum):
+    """How a worker is."""
+
+    STARTING = "starting"
+    UP = "up"
+    DOWN = "down"
+    DRAINING = "draining"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitRules:
+    """failures_to_open: in a row. open_s: how long a circuit stays open the first time, seconds."""
+
+    failures_to_open: int = 3
+    open_s: float = 1.0
+
+
+class Worker:
+    """A worker's record.
+
+    models: ids it serves, None while it has not said (then any). kv_tokens, extensions: as found out. num_calls: sent
+    and not answered, by this gateway. running, waiting, kv_usage: its own figures, None where it reports none.
+    """
+
+    __slots__ = (
+        "address",
+        "config",
+        "extensions",
+        "failures",
+        "kv_tokens",
+        "kv_usage",
+        "max_model_len",
+        "model_cards",
+        "models",
+        "name",
+        "num_calls",
+        "num_failed",
+        "num_opened",
+        "num_served",
+        "on_trial",
+        "open_until_s",
+        "running",
+        "since_s",
+        "state",
+        "waiting",
+        "why",
+    )
+
+    def __init__(self, config: WorkerConfig, at_s: float) -> None:
+        self.config = config
+        self.name = config.name
+        self.address = config.address()
+        self.state = WorkerState.STARTING
+        self.since_s = at_s
+        self.why = "not checked yet"
+        self.models: frozenset[str] | None = frozenset(config.models) or None
+        self.model_cards: dict[str, dict[str, object]] = {}
+        self.max_model_len: int | None = None
+        self.extensions = bool(config.extensions)
+        self.kv_tokens = config.kv_tokens or DEFAULT_KV_TOKENS
+        self.num_calls = 0
+        self.num_served = 0
+        self.num_failed = 0
+        self.num_opened = 0
+        self.failures = 0
+        self.on_trial = False
+        self.open_until_s = 0.0
+        self.running: int | None = None
+        self.waiting: int | None = None
+        self.kv_usage: float | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it may get new calls."""
+        return self.state is WorkerState.UP
+
+    def serves(self, model: str) -> bool:
+        """Whether it serves `model`, as far as it is known."""
+        return not model or self.models is None or model in self.models
+
+
+class Watcher(Protocol):
+    """Who is told what becomes of workers."""
+
+    def worker_up(self, worker: Worker) -> None:
+        """It may get calls; also said again when what it serves or holds has changed."""
+        ...
+
+    def worker_leaving(self, worker: Worker) -> None:
+        """It gets nothing new: down, draining or removed. What it has it may finish."""
+        ...
+
+    def worker_reported(self, worker: Worker) -> None:
+        """Its figures are new."""
+        ...
+
+
+class Workers:
+    """All workers by name. Raises UsageError for a name or url that is there twice, or nowhere. O(1) each."""
+
+    def __init__(self, rules: CircuitRules | None = None) -> None:
+        self.rules = rules or CircuitRules()
+        self._workers: dict[str, Worker] = {}
+        self._watchers: list[Watcher] = []
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(list(self._workers.values()))
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` from now on."""
+        self._watchers.append(watcher)
+
+    def get(self, name: str) -> Worker | None:
+        """The worker of that name."""
+        return self._workers.get(name)
+
+    @property
+    def num_up(self) -> int:
+        """Workers that may get calls. O(workers)."""
+        return sum(worker.is_up for worker in self._workers.values())
+
+    # ------------------------------------------------------------------ who there is
+
+    def add(self, config: WorkerConfig, at_s: float) -> Worker:
+        """A new worker, not checked yet."""
+        config = config.named()
+        if config.name in self._workers:
+            raise UsageError(f"worker {config.name!r} is there already; remove it first, or give another name")
+        worker = self._workers[config.name] = Worker(config, at_s)
+        return worker
+
+    def drain(self, name: str, at_s: float) -> Worker:
+        """It finishes what it has and gets nothing new."""
+        worker = self._known(name)
+        self._leave(worker, WorkerState.DRAINING, "drained by its operator", at_s)
+        return worker
+
+    def remove(self, name: str, at_s: float) -> Worker:
+        """It is gone from the list; calls that run there may finish."""
+        worker = self._known(name)
+        del self._workers[name]
+        self._leave(worker, WorkerState.REMOVED, "removed by its operator", at_s)
+        return worker
+
+    def resume(self, name: str, at_s: float) -> Worker:
+        """A drained worker may get calls again, after its next check."""
+        worker = self._known(name)
+        if worker.state is WorkerState.DRAINING:
+            self._enter(worker, WorkerState.STARTING, "resumed by its operator", at_s)
+        return worker
+
+    def _known(self, name: str) -> Worker:
+        worker = self._workers.get(name)
+        if worker is None:
+            raise UsageError(f"no worker {name!r}. Known: {', '.join(sorted(self._workers)) or 'none'}")
+        return worker
+
+    # ------------------------------------------------------------------ how they are
+
+    def passed(self, worker: Worker, at_s: float) -> None:
+        """A check passed: a starting worker is up, and one whose circuit has been open for long enough."""
+        if worker.state is WorkerState.STARTING:
+            self._rise(worker, "passed its first check", at_s)
+        elif worker.state is WorkerState.DOWN and at_s >= worker.open_until_s:
+            worker.on_trial = True
+            self._rise(worker, "passed a check, on trial", at_s)
+
+    def failed(self, worker: Worker, why: str, at_s: float, *, unreachable: bool = False) -> None:
+        """A call or a check failed. unreachable: nobody listens there, no need to ask again."""
+        worker.num_failed += 1
+        worker.failures += 1
+        if not worker.is_up:
+            worker.why = why
+        elif unreachable or worker.on_trial or worker.failures >= self.rules.failures_to_open:
+            self._open(worker, why, at_s)
+
+    def succeeded(self, worker: Worker) -> None:
+        """A call was answered."""
+        worker.num_served += 1
+        worker.failures = 0
+        if worker.on_trial:
+            worker.on_trial = False
+            worker.num_opened = 0
+
+    def changed(self, worker: Worker) -> None:
+        """What it serves or holds is not what it was: it comes up anew."""
+        if worker.is_up:
+            for watcher in self._watchers:
+                watcher.worker_leaving(worker)
+                watcher.worker_up(worker)
+
+    def reported(self, worker: Worker) -> None:
+        """Its own figures were read."""
+        for watcher in self._watchers:
+            watcher.worker_reported(worker)
+
+    def _open(self, worker: Worker, why: str, at_s: float) -> None:
+        worker.open_until_s = at_s + self.rules.open_s * 2.0 ** min(worker.num_opened, _MAX_OPEN_DOUBLINGS)
+        worker.num_opened += 1
+        worker.on_trial = False
+        self._leave(worker, WorkerState.DOWN, why, at_s)
+
+    def _rise(self, worker: Worker, why: str, at_s: float) -> None:
+        worker.failures = 0
+        self._enter(worker, WorkerState.UP, why, at_s)
+        for watcher in self._watchers:
+            watcher.worker_up(worker)
+
+    def _leave(self, worker: Worker, state: WorkerState, why: str, at_s: float) -> None:
+        was_up = worker.is_up
+        self._enter(worker, state, why, at_s)
+        if was_up:
+            for watcher in self._watchers:
+                watcher.worker_leaving(worker)
+
+    def _enter(self, worker: Worker, state: WorkerState, why: str, at_s: float) -> None:
+        worker.state, worker.why, worker.since_s = state, why, at_s
