@@ -14,6 +14,7 @@ import typer
 
 from saga import __version__
 from saga.cli.demo import demo
+from saga.cli.engine import engine
 from saga.cli.explain import explain
 from saga.cli.presets import presets_app
 from saga.cli.sim import sim
@@ -36,6 +37,7 @@ app.command()(explain)
 app.add_typer(presets_app, name="presets")
 app.add_typer(workload_app, name="workload")
 app.command()(workflow)
+app.command()(engine)
 
 
 def _show_version(wanted: bool) -> None:
