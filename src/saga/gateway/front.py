@@ -1,0 +1,378 @@
+"""The listening side: client connections, routes, limits in time and number, and a decent end.
+
+    accept ─▶ ClientConnection ─▶ RequestReader ─▶ route ─▶ Relay or a handler of the gateway ─▶ next request
+
+One exchange at a time on a connection: requests that are sent ahead wait in a bounded buffer and are answered in
+order. What the reader refuses is answered in OpenAI's error shape, then the connection is closed the slow way (so that
+the answer is not lost in a reset). This module refuses to know workers, the scheduler and the content of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as tls
+from dataclasses import dataclass, field
+
+from saga.gateway.contracts import Identity, Kind, Refused, Scheduling
+from saga.gateway.http1 import Message, MessageLimits, Phase, RequestReader
+from saga.gateway.relay import Cold, Exchange, Relay, Watchers
+from saga.gateway.rewriting import refusal, whole_answer
+from saga.gateway.upstream import NEVER, ConnectionPool, UpstreamLimits
+
+KINDS = {
+    "/v1/chat/completions": Kind.CHAT,
+    "/v1/completions": Kind.COMPLETIONS,
+    "/v1/responses": Kind.RESPONSES,
+    "/v1/messages": Kind.MESSAGES,
+    "/v1/embeddings": Kind.EMBEDDINGS,
+}
+"""Paths that take POST and are scheduled as steps; any other path under /v1/ is passed through."""
+
+_COLD = frozenset({"/v1/models", "/health", "/ready"})
+_MOST_AHEAD = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class FrontLimits:
+    """What a client may take; times in seconds.
+
+    head_timeout_s: for a whole head, from its first byte (or from the connection's start). body_timeout_s: for a body,
+    extended by one second for every min_body_bytes_per_s bytes that came. write_timeout_s: an answer that the client
+    does not read. linger_s: reading on after a refusal, so that it arrives.
+    """
+
+    message: MessageLimits = field(default_factory=MessageLimits)
+    upstream: UpstreamLimits = field(default_factory=UpstreamLimits)
+    max_connections: int = 10_000
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    min_body_bytes_per_s: int = 16_384
+    idle_timeout_s: float = 75.0
+    write_timeout_s: float = 120.0
+    linger_s: float = 2.0
+    tick_s: float = 0.5
+
+
+def kind_of(path: str) -> Kind:
+    """What a path (without its query) is about."""
+    return KINDS.get(path, Kind.OTHER)
+
+
+class Front:
+    """The gateway's data plane. `start` may be called for several addresses; all of it runs on one event loop.
+
+    cold answers GET /v1/models, /v1/models/NAME, /health and /ready; without it they are not found. tls: context for
+    workers whose certificate is verified, None for the system's authorities.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        scheduling: Scheduling,
+        watchers: Watchers,
+        limits: FrontLimits | None = None,
+        cold: Cold | None = None,
+        *,
+        worker_tls: tls.SSLContext | None = None,
+    ) -> None:
+        self.limits = limits or FrontLimits()
+        self.pool = ConnectionPool(self.limits.upstream, tls=worker_tls)
+        self.relay = Relay(identity, scheduling, watchers, self.pool)
+        self._cold = cold
+        self._loop = asyncio.get_running_loop()
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[ClientConnection] = set()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._emptied: asyncio.Event = asyncio.Event()
+        self.draining = False
+
+    @property
+    def num_connections(self) -> int:
+        """Open client connections."""
+        return len(self._connections)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Client connections with an exchange in progress. O(connections)."""
+        return sum(connection.busy for connection in self._connections)
+
+    async def start(
+        self, host: str, port: int, *, reuse_port: bool = False, ssl: tls.SSLContext | None = None
+    ) -> tuple[str, int]:
+        """Listen; port 0 lets the system choose. Returns (host, port). Raises OSError."""
+        server = await self._loop.create_server(
+            lambda: ClientConnection(self), host, port, reuse_port=reuse_port or None, ssl=ssl, backlog=1_024
+        )
+        self._servers.append(server)
+        if self._ticker is None:
+            self._tick()
+        address = server.sockets[0].getsockname()
+        return address[0], address[1]
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Stop accepting, let exchanges in progress end, close the rest. Whether all ended in time."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.close_if_idle()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._connections:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            self.close()
+            return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Close everything now; exchanges in progress are cancelled."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.transport.abort()
+        self.pool.close()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+
+    def admit_connection(self, connection: ClientConnection) -> bool:
+        """Whether there is room for one more."""
+        if self.draining or len(self._connections) >= self.limits.max_connections:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def forget(self, connection: ClientConnection) -> None:
+        """The connection is closed."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._emptied.set()
+
+    def serve(self, connection: ClientConnection, message: Message) -> Exchange:
+        """Route a request. Raises Refused (404, 405)."""
+        request = message.request
+        path = request.path
+        if path in KINDS:
+            if request.method != "POST":
+                raise Refused(405, f"{path} takes POST")
+            if (coding := request.header(b"content-encoding")) is not None and coding.lower() != b"identity":
+                raise Refused(415, "bodies are read as they are: no content-encoding")
+            return self.relay.begin(connection, message)
+        if path in _COLD or path.startswith("/v1/models/"):
+            if self._cold is None:
+                raise Refused(404, f"nothing is served at {path}", code="not_found")
+            if request.method not in {"GET", "HEAD"}:
+                raise Refused(405, f"{path} takes GET")
+            return self.relay.begin_cold(connection, message, self._cold)
+        if path.startswith("/v1/"):
+            return self.relay.begin(connection, message)
+        raise Refused(404, f"nothing is served at {path[:200]}", code="not_found")
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for connection in [c for c in self._connections if c.deadline_s <= now]:
+            connection.expire()
+        self.pool.upkeep()
+        self._ticker = self._loop.call_later(self.limits.tick_s, self._tick)
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection of a client. The `Client` of its exchanges."""
+
+    __slots__ = (
+        "_exchange",
+        "_front",
+        "_lingering",
+        "_loop",
+        "_paused_reading",
+        "_paused_writing",
+        "_reader",
+        "deadline_s",
+        "transport",
+    )
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._loop = asyncio.get_running_loop()
+        self._reader = RequestReader(front.limits.message)
+        self._exchange: Exchange | None = None
+        self._lingering = False
+        self._paused_reading = False
+        self._paused_writing = False
+        self.deadline_s = NEVER
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
+
+    @property
+    def busy(self) -> bool:
+        """Whether an exchange is in progress."""
+        return self._exchange is not None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accepted, if there is room."""
+        self.transport = transport  # type: ignore[assignment]
+        if not self._front.admit_connection(self):
+            refused = Refused(503, "too many connections", kind="server_error", retry_after_s=1.0)
+            self._lingering = True
+            self.transport.write(whole_answer(*refusal(refused), keep_alive=False))
+            self.transport.close()
+            return
+        peer = transport.get_extra_info("peername")
+        limits = self._front.limits
+        self._reader = RequestReader(limits.message, str(peer[0]) if isinstance(peer, tuple) else "")
+        self.deadline_s = self._loop.time() + limits.head_timeout_s
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of this request or, while one is answered, of those after it."""
+        if self._lingering:
+            return
+        reader = self._reader
+        phase = reader.phase
+        reader.feed(data)
+        if self._exchange is None and not self._paused_writing:
+            self._read(phase, len(data))
+        elif reader.num_buffered > _MOST_AHEAD:
+            self._paused_reading = True
+            self.transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """A client that closes its side is gone: there is nobody to answer."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Gone, by whomever's will."""
+        self.deadline_s = NEVER
+        self._lingering = True
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.abort()
+        self._front.forget(self)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than its worker writes."""
+        self._paused_writing = True
+        if not self._lingering:
+            self.deadline_s = self._loop.time() + self._front.limits.write_timeout_s
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._paused_writing = False
+        if self._exchange is not None:
+            self.deadline_s = NEVER
+            self._exchange.resume()
+        elif not self._lingering:
+            self._exchange_ended()
+
+    # reading
+
+    def _read(self, phase: Phase, num_new_bytes: int) -> None:
+        """Serve what is whole; one exchange at a time, none while answers before it wait to be read."""
+        reader = self._reader
+        while self._exchange is None and not (self._lingering or self._paused_writing):
+            try:
+                message = reader.read()
+                if message is None:
+                    self._await_more(phase, num_new_bytes)
+                    return
+            except Refused as refused:
+                self._refuse_and_close(refused)
+                return
+            phase = Phase.IDLE
+            self.deadline_s = NEVER
+            self._serve(message)
+
+    def _serve(self, message: Message) -> None:
+        try:
+            self._exchange = self._front.serve(self, message)
+        except Refused as refused:
+            keep_alive = message.keep_alive and self.keeps_alive()
+            head_only = message.request.method == "HEAD"
+            self.write(whole_answer(*refusal(refused), keep_alive=keep_alive, head_only=head_only))
+            if not keep_alive:
+                self._linger()
+
+    def _await_more(self, before: Phase, num_new_bytes: int) -> None:
+        """Set the deadline of the phase just entered, or move that of the body along with its bytes."""
+        limits = self._front.limits
+        phase = self._reader.phase
+        if phase is Phase.BODY:
+            if before is not Phase.BODY:
+                self.deadline_s = self._loop.time() + limits.body_timeout_s
+                if self._reader.take_expectation():
+                    self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            else:
+                self.deadline_s += num_new_bytes / limits.min_body_bytes_per_s
+        elif phase is Phase.HEAD:
+            if before is not Phase.HEAD:
+                self.deadline_s = self._loop.time() + limits.head_timeout_s
+        else:
+            self.deadline_s = self._loop.time() + limits.idle_timeout_s
+            if self._front.draining:
+                self.transport.close()
+
+    # the exchange's Client
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of an answer."""
+        self.transport.write(data)
+
+    def keeps_alive(self) -> bool:
+        """Whether more requests are welcome."""
+        return not self._front.draining
+
+    def answered(self, *, keep_alive: bool) -> None:
+        """The exchange is over: go on with what was sent ahead."""
+        if self._exchange is None:
+            return
+        self._exchange = None
+        if not keep_alive:
+            self._linger()
+            return
+        self._exchange_ended()
+
+    def _exchange_ended(self) -> None:
+        """Serve what was sent ahead, or wait for the next request; not before the client has read its answer."""
+        if self._paused_writing:
+            return
+        if self._paused_reading:
+            self._paused_reading = False
+            self.transport.resume_reading()
+        self._read(Phase.IDLE, 0)
+
+    # ends
+
+    def close_if_idle(self) -> None:
+        """Close a connection that waits for its next request."""
+        if self._exchange is None and self._reader.phase is Phase.IDLE and not self._lingering:
+            self.transport.close()
+
+    def expire(self) -> None:
+        """The deadline has passed: say so to a client in the middle of a request, close otherwise."""
+        if self._exchange is not None or self._lingering or self._paused_writing:
+            self.transport.abort()
+        elif self._reader.phase is Phase.IDLE:
+            self.transport.close()
+        else:
+            self._refuse_and_close(Refused(408, "the request did not arrive in time", code="request_timeout"))
+
+    def _refuse_and_close(self, refused: Refused) -> None:
+        self.transport.write(whole_answer(*refusal(refused), keep_alive=False, head_only=self._reader.head_only))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close the sending side, drop what still comes for a while: a close at once would reset the answer away."""
+        self._lingering = True
+        self.deadline_s = self._loop.time() + self._front.limits.linger_s
+        if self._paused_reading:
+            self._paused_reading = False
+            self.transport.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
