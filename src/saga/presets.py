@@ -18,14 +18,16 @@ from saga.fairness.admission import SessionCap, WorkingSet
 from saga.fairness.agent_fair_share import AgentUrgency, WeightedService
 from saga.ordering.fcfs import TaskFcfs
 from saga.routing.profile import Profile
-from saga.routing.scorers import FewestLive, LeastLoaded, LeastReserved, SessionAffinity
+from saga.routing.scorers import FewestLive, LeastLoaded, SessionAffinity
 from saga.routing.stealing import IdleSteals
 from saga.scheduler.composition import Composition, EngineRules
 
 LEAST_LOADED = Profile("least loaded", ((LeastLoaded(), 1.0),), balance="calls")
 STICKY = Profile("sticky, else fewest live sessions", ((SessionAffinity(), 10.0), (FewestLive(), 1.0)))
-LEAST_RESERVED = Profile(
-    "home, else least reserved", ((SessionAffinity(), 10.0), (LeastReserved(), 1.0)), balance="reserved"
+HOME_OR_QUIETEST = Profile(
+    "home, else fewest calls and live sessions",
+    ((SessionAffinity(), 10.0), (LeastLoaded(), 1.0), (FewestLive(), 1.0)),
+    balance="calls",
 )
 PAPER_AFFINITY = Profile(
     "home below theta, else least loaded", ((SessionAffinity(theta=0.8), 10.0), (LeastLoaded(), 1.0)), balance="calls"
@@ -70,7 +72,7 @@ _SAGA = Composition(
         "weighted tenant service, eviction by next use, host tier"
     ),
     source="POLICY study of this project; paper sections on workflow-atomic scheduling",
-    routing=LEAST_RESERVED,
+    routing=HOME_OR_QUIETEST,
     admission=WorkingSet(),
     retention=SkiRental(),
     ordering=TaskFcfs(),

@@ -580,6 +580,8 @@ class ModelledEngine:
         request.generated += 1
         if request.generated == 1:
             request.first_token_s = self._now
+            if self.host is not None and 2 * request.prefilled_tokens > request.prompt_tokens:
+                self.host.store(request.session, request.spans, request.computed, self._now)
             if self._report_first_tokens:
                 self._outcomes.append(Outcome("first_token", self._now, request.step))
         if request.generated == request.output_tokens:

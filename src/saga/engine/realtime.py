@@ -63,8 +63,8 @@ class LiveCall:
 class RealTime:
     """Drives one engine; made and used inside a running event loop.
 
-    on_end: told of each call that leaves the engine, `finished_s` nan where it was aborted. speed: seconds of the engine
-    per real second. step_s: real seconds between two looks at streaming answers.
+    on_end: told of each call that leaves the engine, `finished_s` nan where it was aborted. speed: seconds of the
+    engine per real second. step_s: real seconds between two looks at streaming answers.
     """
 
     def __init__(
