@@ -17,6 +17,7 @@ from saga.cli.demo import demo
 from saga.cli.engine import engine
 from saga.cli.explain import explain
 from saga.cli.presets import presets_app
+from saga.cli.replay import replay
 from saga.cli.sim import sim
 from saga.cli.workflow import workflow
 from saga.cli.workload import workload_app
@@ -38,6 +39,7 @@ app.add_typer(presets_app, name="presets")
 app.add_typer(workload_app, name="workload")
 app.command()(workflow)
 app.command()(engine)
+app.command()(replay)
 
 
 def _show_version(wanted: bool) -> None:
