@@ -165,8 +165,9 @@ def claude_user(value: object) -> str:
 class Field:
     """One thing a convention may say.
 
-    what: a field of `Named` (or of its hints, as `hints.gap_s`). header: lower-case name; path: keys into the body (a
-    JSON object written as a string counts as an object). read: turns the value into ours.
+    what: a field of `Named` or of its hints (`hints.gap_s`), or what a session's name is made of where the system has
+    no single one: `group` (a whole run: the task), `agent`, `parent_agent`. header: lower-case name; path: keys into
+    the body (a JSON object written as a string counts as an object). read: turns the value into ours.
     """
 
     what: str
@@ -180,13 +181,12 @@ class Convention:
     """How one system names things. Fields are tried in order.
 
     weak: its session is often shared by many conversations (a user, an application's cache key), so it only bounds
-    the search by content. agent: children are named `session/agent` under the session that started them.
+    the search by content.
     """
 
     name: str
     fields: tuple[Field, ...]
     weak: bool = False
-    agent: bool = False
 
 
 def _saga() -> Convention:
@@ -240,8 +240,7 @@ DEFAULT: Final[tuple[Convention, ...]] = (
             *_body(
                 _NVEXT,
                 ("session", "trajectory_id", text),
-                ("session", "session_id", text),
-                ("task", "session_id", text),
+                ("group", "session_id", text),
                 ("parent", "parent_trajectory_id", text),
                 ("parent", "parent_session_id", text),
                 ("workflow", "session_type_id", text),
@@ -261,9 +260,11 @@ DEFAULT: Final[tuple[Convention, ...]] = (
         _body(
             _AGENTIC,
             ("session", "program_id", text),
-            ("session", "session_id", text),
+            ("group", "session_id", text),
+            ("group", "task_id", text),
             ("agent", "agent_id", text),
             ("parent", "parent_program_id", text),
+            ("parent_agent", "parent_agent_id", text),
             ("task", "task_id", text),
             ("root", "root_program_id", text),
             ("workflow", "agent_role", text),
@@ -285,24 +286,22 @@ DEFAULT: Final[tuple[Convention, ...]] = (
         "claude-code",
         (
             *_headers(
-                ("session", "x-claude-code-session-id"),
+                ("group", "x-claude-code-session-id"),
                 ("agent", "x-claude-code-agent-id"),
                 ("parent_agent", "x-claude-code-parent-agent-id"),
             ),
-            Field("session", path=("metadata", "user_id"), read=claude_user),
+            Field("group", path=("metadata", "user_id"), read=claude_user),
             Field("retention_s", path=("cache_control", "ttl"), read=duration),
         ),
-        agent=True,
     ),
     Convention(
         "codex",
         (
             *_headers(
                 ("session", "thread-id"),
-                ("session", "session-id"),
-                ("session", "session_id"),
+                ("group", "session-id"),
+                ("group", "session_id"),
                 ("parent", "x-codex-parent-thread-id"),
-                ("task", "session-id"),
             ),
         ),
     ),
@@ -446,7 +445,7 @@ class Named:
         self.ignored: tuple[tuple[str, str, str], ...] = ()
 
 
-_IDENTITY: Final = frozenset({"session", "task", "parent", "root", "agent", "parent_agent"})
+_IDENTITY: Final = frozenset({"session", "task", "parent", "root", "group", "agent", "parent_agent"})
 _NOTHING: Final[Mapping[str, Any]] = {}
 
 
@@ -488,12 +487,12 @@ class Resolver:
 
     def _read(self, found: list[tuple[int, int, Any]], named: Named) -> None:
         said: dict[str, Value] = {}
-        identities: dict[int, dict[str, Value]] = {}
+        identities: dict[int, dict[str, str]] = {}
         ignored: list[tuple[str, str, str]] = []
         for order, place, raw in found:
             convention = self.conventions[order]
             field = convention.fields[place]
-            into = identities.setdefault(order, {}) if field.what in _IDENTITY else said
+            into: dict[str, Any] = identities.setdefault(order, {}) if field.what in _IDENTITY else said
             if field.what in into:
                 continue
             try:
@@ -510,39 +509,30 @@ class Resolver:
         self._name(identities, named)
         _spread(said, named)
 
-    def _name(self, identities: dict[int, dict[str, Value]], named: Named) -> None:
+    def _name(self, identities: dict[int, dict[str, str]], named: Named) -> None:
         """Take the identity of the first convention with a session; ours completes any other."""
-        chosen = next((order for order in sorted(identities) if "session" in identities[order]), None)
-        if chosen is None:
-            chosen = next((order for order in sorted(identities) if identities[order]), None)
-        if chosen is None:
-            return
-        convention = self.conventions[chosen]
-        said = identities[chosen]
         ours = next((identities[order] for order in identities if self.conventions[order].name == "saga"), {})
-        session = _str(said.get("session"))
-        agent = _str(said.get("agent"))
-        parent = _str(said.get("parent"))
-        task = _str(said.get("task"))
-        if convention.agent and session is not None:
-            task = session
-            if agent is not None:
-                above = _str(said.get("parent_agent"))
-                parent = f"{session}/{above}" if above else session
-                session = f"{session}/{agent}"
-        elif agent is not None and session is not None and task is not None and session != task:
-            session = session if agent in session else f"{session}/{agent}"
-        named.session = session
-        named.parent = _str(ours.get("parent")) or parent
-        named.task = _str(ours.get("task")) or task
-        named.root = _str(said.get("root"))
-        if session is not None:
-            named.source = convention.name
-            named.weak = convention.weak
+        for order in sorted(identities):
+            session, parent, task = _composed(identities[order])
+            if session is not None:
+                named.session, named.parent, named.task = session, parent, task
+                named.root = identities[order].get("root")
+                named.source = self.conventions[order].name
+                named.weak = self.conventions[order].weak
+                break
+        named.parent = ours.get("parent") or named.parent
+        named.task = ours.get("task") or named.task
 
 
-def _str(value: Value) -> str | None:
-    return value if isinstance(value, str) else None
+def _composed(said: dict[str, str]) -> tuple[str | None, str | None, str | None]:
+    """(session, parent, task); a sub-agent is `group/agent`, under its parent agent or the group's own session."""
+    group, agent, above = said.get("group"), said.get("agent"), said.get("parent_agent")
+    session, parent = said.get("session"), said.get("parent")
+    if session is None and group is not None:
+        session = f"{group}/{agent}" if agent else group
+        if parent is None and agent:
+            parent = f"{group}/{above}" if above else group
+    return session, parent if parent != session else None, said.get("task") or group
 
 
 def _spread(said: dict[str, Value], named: Named) -> None:
