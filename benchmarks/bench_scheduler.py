@@ -99,11 +99,23 @@ class Fleet:
         else:
             self.away.append((session, int(step.rsplit("/", 1)[1]), prompt_tokens + 200))
 
+    def small_talk(self) -> None:
+        """What engines report between the steps, and a client's late cancel."""
+        worker = f"w{self.rng.randrange(len(self.scheduler.fleet))}"
+        self.tell(ev.WorkerReported(self.at_s, worker, 10, 0, 100_000))
+        self.tell(ev.StepCancelled(self.at_s, "nobody/0"))
+        if self.running:
+            self.tell(ev.FirstToken(self.at_s, self.running[-1][0], self.running[-1][2]))
+        if self.away:
+            self.tell(ev.BlocksRemoved(self.at_s, worker, self.away[-1][0], 0, 1_000))
+
     def turn(self) -> None:
         """One event of a running fleet, time and ticks included."""
         due_s = self.scheduler.next_deadline_s()
         if due_s is not None and due_s <= self.at_s:
             self.tell(ev.Tick(self.at_s))
+        elif self.rng.random() < 0.1:
+            self.small_talk()
         elif self.away and self.rng.random() < 0.5:
             index = self.rng.randrange(len(self.away))
             self.away[index], self.away[-1] = self.away[-1], self.away[index]

@@ -244,6 +244,26 @@ def test_the_number_of_sessions_is_capped(stage):
     assert len(at.scheduler.sessions) <= 4
 
 
+def test_accounts_of_idle_tenants_are_closed_at_the_cap(stage):
+    """A client that invents a tenant name per call cannot make the scheduler grow."""
+    at = stage(HOLDS_30_S, caps=Caps(max_tenants=3))
+    for index in range(20):
+        at.arrive(f"s{index}", 0, 10, tenant=f"t{index}")
+        at.finish(f"s{index}", 0, "w0", 10)
+        at.end(f"s{index}")
+    assert len(at.scheduler.tenants) <= 3
+
+
+def test_a_late_cancel_of_a_step_in_a_backlog_takes_it_out(stage):
+    """A step that waits behind another of its session can be cancelled, and its name used again."""
+    at = stage(HOLDS_30_S)
+    at.arrive("a", 0, 10)
+    at.arrive("a", 1, 20)
+    at.tell(ev.StepCancelled(at.at_s, "a/1"))
+    assert dispatched(at.finish("a", 0, "w0", 10)) == []
+    assert dispatched(at.arrive("a", 1, 20)) == [("a/1", "w0")]
+
+
 def test_a_draining_worker_takes_nothing_new(stage):
     """What it has it finishes; its sessions go elsewhere at their next step."""
     at = stage(HOLDS_30_S, workers=2)

@@ -66,9 +66,14 @@ class Composition:
 
 @dataclass(frozen=True)
 class Caps:
-    """Bounds on what the scheduler remembers; beyond them the least recently seen idle session ends."""
+    """Bounds on what the scheduler remembers; beyond them the least recently seen idle session ends.
+
+    max_waiting: sessions at the gate, max_backlog: steps behind a live one of their session; beyond them steps are
+    rejected. max_tenants: accounts, beyond which those without a session are closed.
+    """
 
     max_sessions: int = 250_000
     idle_s: float = 7_200.0
     max_waiting: int = 100_000
     max_backlog: int = 64
+    max_tenants: int = 10_000

@@ -1,7 +1,7 @@
 """The scheduler's laws, numbered, with one check. Tests run it after every event; drivers may sample it live.
 
 1. Every live step has one session, which is WAITING or RUNNING with that step.
-2. A session's steps do not overlap: it is RUNNING on one worker or not at all.
+2. A session's steps do not overlap: it is RUNNING on one worker or not at all, and the others wait in its backlog.
 3. A worker's counts are those of its sessions: running, active, live.
 4. Its ledger is the sum over its sessions, what they share counted once.
 5. A reservation lies on a known worker, and is held across a gap only with a deadline ahead.
@@ -51,6 +51,9 @@ def _steps(scheduler: Scheduler) -> None:
     for session in scheduler.sessions:
         busy = session.state in (State.WAITING, State.RUNNING)
         _law(2, busy == (session.step in steps), f"session {session.session!r} is {session.state.name}")
+        _law(2, busy or not session.backlog, f"session {session.session!r} has a backlog and nothing to wait for")
+    behind = {event.step: session for session in scheduler.sessions for event in session.backlog or ()}
+    _law(2, behind == scheduler.sessions.behind, "the steps in backlogs are not those that are remembered")
 
 
 def _counts(scheduler: Scheduler, worker: Worker) -> None:

@@ -104,7 +104,7 @@ class Scheduler:
     # ------------------------------------------------------------------ a step arrives
 
     def _on_step_arrived(self, event: ev.StepArrived) -> None:
-        if event.step in self.sessions.steps:
+        if event.step in self.sessions.steps or event.step in self.sessions.behind:
             raise ProtocolError(f"step {event.step!r} has arrived before and is not finished; step ids are unique")
         session = self.sessions.get(event.session) or self._open(event)
         if session.step:
@@ -118,13 +118,19 @@ class Scheduler:
         parent = self.sessions.get(event.parent) if event.parent is not None else None
         track = self.model.open(event.workflow, event.hints, parent=None if parent is None else parent.track)
         session = self.sessions.open(event, track)
-        tenant = self.tenants.get(event.tenant)
-        if tenant is None:
-            tenant = self.tenants[event.tenant] = TenantView(event.tenant, self._weights.get(event.tenant, 1.0))
+        tenant = self.tenants.get(event.tenant) or self._new_tenant(event.tenant)
         if tenant.num_sessions == 0:
             self._catch_up(tenant)
         tenant.num_sessions += 1
         return session
+
+    def _new_tenant(self, name: str) -> TenantView:
+        """An account; at the cap the idle ones are closed first (they would rejoin level anyway). O(1) amortised."""
+        if len(self.tenants) >= self.caps.max_tenants:
+            for idle in [tenant.tenant for tenant in self.tenants.values() if not tenant.num_sessions]:
+                del self.tenants[idle]
+        tenant = self.tenants[name] = TenantView(name, self._weights.get(name, 1.0))
+        return tenant
 
     def _catch_up(self, tenant: TenantView) -> None:
         """An idle tenant banks nothing: it rejoins level with the least served of those at work. O(tenants)."""
@@ -140,6 +146,7 @@ class Scheduler:
             self._out.append(do.Reject(event.step, f"{len(session.backlog)} steps of this session wait already"))
             return
         session.backlog.append(event)
+        self.sessions.behind[event.step] = session
         self._out.append(do.Hold(event.step, "an earlier step of the session is still live"))
 
     def _begin(self, session: Session, event: ev.StepArrived) -> None:
@@ -524,6 +531,7 @@ class Scheduler:
     def _take_backlog(self, session: Session) -> None:
         if session.backlog:
             event = session.backlog.popleft()
+            del self.sessions.behind[event.step]
             self._begin(session, event)
 
     # ------------------------------------------------------------------ failures and ends
@@ -576,9 +584,9 @@ class Scheduler:
             self._drop_running(session)
 
     def _cancel_in_backlog(self, step: str) -> None:
-        for session in self.sessions:
-            if session.backlog:
-                session.backlog = deque(event for event in session.backlog if event.step != step)
+        session = self.sessions.behind.pop(step, None)
+        if session is not None and session.backlog:
+            session.backlog = deque(event for event in session.backlog if event.step != step)
 
     def _on_session_ended(self, event: ev.SessionEnded) -> None:
         session = self.sessions.get(event.session)

@@ -138,12 +138,16 @@ class TaskRecord:
 
 
 class SessionTable:
-    """All open sessions, the least recently seen first; and their tasks. All operations O(1)."""
+    """All open sessions, the least recently seen first; and their tasks. All operations O(1).
+
+    behind: steps that wait in their session's backlog, and their sessions.
+    """
 
     def __init__(self) -> None:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._tasks: dict[str, TaskRecord] = {}
         self._by_step: dict[str, Session] = {}
+        self.behind: dict[str, Session] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -193,6 +197,8 @@ class SessionTable:
         del self._sessions[session.session]
         if session.step:
             self._by_step.pop(session.step, None)
+        for event in session.backlog or ():
+            del self.behind[event.step]
         task = self._tasks[session.task]
         task.num_sessions -= 1
         if task.num_sessions == 0:
