@@ -41,6 +41,7 @@ class StepArrived(Event, frozen=True, tag=True, gc=False):
     prefix / prefix_tokens: identity and length of the leading part shared with *other* sessions
     (system prompt, tools); counted once per worker. workflow: the kind of agent, "" where unknown.
     parent: session that spawned this one. deadline_s: absolute, on the driver's clock, for the task.
+    home, home_tokens: where the driver knows the prefix of a session that is new here to lie (after a restart).
     """
 
     step: str
@@ -56,6 +57,8 @@ class StepArrived(Event, frozen=True, tag=True, gc=False):
     gap_kind: str = "tool"
     deadline_s: float | None = None
     hints: Hints | None = None
+    home: str = ""
+    home_tokens: int = 0
 
 
 class FirstToken(Event, frozen=True, tag=True, gc=False):

@@ -251,7 +251,7 @@ def test_accounts_of_idle_tenants_are_closed_at_the_cap(stage):
         at.arrive(f"s{index}", 0, 10, tenant=f"t{index}")
         at.finish(f"s{index}", 0, "w0", 10)
         at.end(f"s{index}")
-    assert len(at.scheduler.tenants) <= 3
+    assert len(at.scheduler.accounts.tenants) <= 3
 
 
 def test_a_late_cancel_of_a_step_in_a_backlog_takes_it_out(stage):
@@ -262,6 +262,13 @@ def test_a_late_cancel_of_a_step_in_a_backlog_takes_it_out(stage):
     at.tell(ev.StepCancelled(at.at_s, "a/1"))
     assert dispatched(at.finish("a", 0, "w0", 10)) == []
     assert dispatched(at.arrive("a", 1, 20)) == [("a/1", "w0")]
+
+
+def test_a_session_from_before_a_restart_goes_back_to_its_prefix(stage):
+    """A driver that remembers where a new session's prefix lies is believed, unless that worker is gone."""
+    at = stage(HOLDS_30_S, workers=3)
+    assert dispatched(at.arrive("a", 7, 1_000, home="w2", home_tokens=900)) == [("a/7", "w2")]
+    assert dispatched(at.arrive("b", 7, 1_000, home="w9", home_tokens=900)) == [("b/7", "w0")]
 
 
 def test_a_draining_worker_takes_nothing_new(stage):

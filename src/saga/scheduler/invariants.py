@@ -118,7 +118,7 @@ def _gate(scheduler: Scheduler) -> None:
 
 def _sums(scheduler: Scheduler) -> None:
     by_tenant = Counter(s.tenant for s in scheduler.sessions)
-    for tenant in scheduler.tenants.values():
+    for tenant in scheduler.accounts.tenants.values():
         _law(8, tenant.num_sessions == by_tenant[tenant.tenant], f"tenant {tenant.tenant!r} miscounts its sessions")
     _law(8, scheduler.sessions.num_tasks == len({s.task for s in scheduler.sessions}), "a task outlives its sessions")
 

@@ -24,6 +24,7 @@ from saga import events as ev
 from saga.cache.ttl import GapFacts
 from saga.commands import Command, Standing
 from saga.errors import ProtocolError
+from saga.scheduler.accounts import Accounts, service_s
 from saga.scheduler.composition import Caps, Composition
 from saga.scheduler.deadlines import Deadlines, Due
 from saga.scheduler.forecasts import Forecaster, NoForecasts
@@ -31,12 +32,10 @@ from saga.scheduler.gate import ANYWHERE, Gate, precedes
 from saga.scheduler.least import LeastLoadedIndex
 from saga.scheduler.sessions import Did, Session, SessionTable, State
 from saga.scheduler.workers import Fleet, Worker
-from saga.views import TenantView
 from saga.workflow.forecast import Forecast
 from saga.workflow.model import WorkflowModel, WorkflowSettings
 
 _SHORT_LIST_FROM = 17
-_OUTPUT_COSTS_PREFILL_TOKENS = 8.0
 _PRIORITY_PER_RANK = 1_000.0
 _MAX_PRIORITY = 2**62
 
@@ -56,12 +55,11 @@ class Scheduler:
         self.caps = caps or Caps()
         self.sessions = SessionTable()
         self.fleet = Fleet()
-        self.tenants: dict[str, TenantView] = {}
+        self.accounts = Accounts(weights or {}, self.caps.max_tenants)
         self.model: Forecaster = WorkflowModel(workflow) if composition.forecasts else NoForecasts()
-        self.gate = Gate(composition.tenants.rank, self.tenants)
+        self.gate = Gate(composition.tenants.rank, self.accounts.tenants)
         self.deadlines = Deadlines()
         self.now_s = -inf
-        self._weights = weights or {}
         self._gates = composition.admission.gates
         self._least = LeastLoadedIndex(composition.routing.balance)
         self._out: list[Command] = []
@@ -118,25 +116,12 @@ class Scheduler:
         parent = self.sessions.get(event.parent) if event.parent is not None else None
         track = self.model.open(event.workflow, event.hints, parent=None if parent is None else parent.track)
         session = self.sessions.open(event, track)
-        tenant = self.tenants.get(event.tenant) or self._new_tenant(event.tenant)
-        if tenant.num_sessions == 0:
-            self._catch_up(tenant)
-        tenant.num_sessions += 1
+        self.accounts.join(event.tenant)
+        home = self.fleet.get(event.home)
+        if home is not None and not home.draining:
+            session.home, session.home_tokens, session.context_tokens = event.home, event.home_tokens, event.home_tokens
+            home.settle(session)
         return session
-
-    def _new_tenant(self, name: str) -> TenantView:
-        """An account; at the cap the idle ones are closed first (they would rejoin level anyway). O(1) amortised."""
-        if len(self.tenants) >= self.caps.max_tenants:
-            for idle in [tenant.tenant for tenant in self.tenants.values() if not tenant.num_sessions]:
-                del self.tenants[idle]
-        tenant = self.tenants[name] = TenantView(name, self._weights.get(name, 1.0))
-        return tenant
-
-    def _catch_up(self, tenant: TenantView) -> None:
-        """An idle tenant banks nothing: it rejoins level with the least served of those at work. O(tenants)."""
-        busy = [other.attained_s / other.weight for other in self.tenants.values() if other.num_sessions]
-        if busy:
-            tenant.attained_s = max(tenant.attained_s, min(busy) * tenant.weight)
 
     def _queue_behind(self, session: Session, event: ev.StepArrived) -> None:
         """A session's steps do not overlap: a second one waits for the first (forks are sessions of their own)."""
@@ -397,15 +382,11 @@ class Scheduler:
                 self.deadlines.add(worker.steal_at_s, Due.STEAL, worker)
 
     def _account(self, session: Session, worker: Worker, event: ev.StepFinished) -> None:
-        """Charge tenant and task, in device seconds (estimated from tokens where nobody measured)."""
-        service_s = event.service_s
-        if service_s is None:
-            new_tokens = event.prompt_tokens - event.cached_tokens - event.host_tokens
-            work_tokens = new_tokens + _OUTPUT_COSTS_PREFILL_TOKENS * event.output_tokens
-            service_s = work_tokens / worker.prefill_tokens_per_s
-        self.tenants[session.tenant].attained_s += service_s
+        """Charge tenant and task."""
+        seconds = service_s(event, worker)
+        self.accounts.charge(session.tenant, seconds)
         task = self.sessions.task(session)
-        task.attained_s += service_s
+        task.attained_s += seconds
         session.attained_s = task.attained_s
 
     def _end_step(self, session: Session) -> None:
@@ -603,7 +584,7 @@ class Scheduler:
         home = self.fleet.get(session.lives_at)
         self._give_up_place(session)
         session.did(Did.ENDED)
-        self.tenants[session.tenant].num_sessions -= 1
+        self.accounts.leave(session.tenant)
         self.sessions.close(session)
         if home is not None:
             home.leave(session)

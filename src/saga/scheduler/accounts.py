@@ -1,0 +1,56 @@
+"""Accounts of tenants: who has had how much of the fleet, in device seconds. Who is next is `fairness`' question.
+
+Start-time fair: a tenant that was idle rejoins level with the least served of those at work, so that it banks nothing.
+"""
+
+from __future__ import annotations
+
+from saga.events import StepFinished
+from saga.views import TenantView, WorkerView
+
+_OUTPUT_COSTS_PREFILL_TOKENS = 8.0
+
+
+class Accounts:
+    """One account per tenant, at most `max_tenants`; weights by name, 1 where unnamed."""
+
+    def __init__(self, weights: dict[str, float], max_tenants: int) -> None:
+        self.tenants: dict[str, TenantView] = {}
+        self._weights = weights
+        self._max_tenants = max_tenants
+
+    def join(self, name: str) -> None:
+        """A session of the tenant opens. O(1); O(tenants) for the first session of an idle tenant."""
+        tenant = self.tenants.get(name) or self._open(name)
+        if tenant.num_sessions == 0:
+            self._catch_up(tenant)
+        tenant.num_sessions += 1
+
+    def leave(self, name: str) -> None:
+        """A session of the tenant closes."""
+        self.tenants[name].num_sessions -= 1
+
+    def charge(self, name: str, service_s: float) -> None:
+        """The tenant has received this many device seconds."""
+        self.tenants[name].attained_s += service_s
+
+    def _open(self, name: str) -> TenantView:
+        """At the cap the idle accounts are closed first (they would rejoin level anyway). O(1) amortised."""
+        if len(self.tenants) >= self._max_tenants:
+            for idle in [tenant.tenant for tenant in self.tenants.values() if not tenant.num_sessions]:
+                del self.tenants[idle]
+        tenant = self.tenants[name] = TenantView(name, self._weights.get(name, 1.0))
+        return tenant
+
+    def _catch_up(self, tenant: TenantView) -> None:
+        busy = [other.attained_s / other.weight for other in self.tenants.values() if other.num_sessions]
+        if busy:
+            tenant.attained_s = max(tenant.attained_s, min(busy) * tenant.weight)
+
+
+def service_s(event: StepFinished, worker: WorkerView) -> float:
+    """Device seconds of a finished step, estimated from its tokens where nobody measured them."""
+    if event.service_s is not None:
+        return event.service_s
+    new_tokens = event.prompt_tokens - event.cached_tokens - event.host_tokens
+    return (new_tokens + _OUTPUT_COSTS_PREFILL_TOKENS * event.output_tokens) / worker.prefill_tokens_per_s

@@ -1,0 +1,58 @@
+"""Accounts of tenants: level, weighted, bounded."""
+
+from __future__ import annotations
+
+import pytest
+
+from saga.events import StepFinished
+from saga.scheduler.accounts import Accounts, service_s
+from saga.views import WorkerView
+
+
+def test_an_idle_tenant_rejoins_level_with_the_least_served():
+    """A tenant that slept while others worked does not get all of that time back at once."""
+    accounts = Accounts({}, 10)
+    accounts.join("sleeper")
+    accounts.leave("sleeper")
+    for name, seconds in (("busy", 100.0), ("busier", 300.0)):
+        accounts.join(name)
+        accounts.charge(name, seconds)
+    accounts.join("sleeper")
+    assert accounts.tenants["sleeper"].attained_s == 100.0
+
+
+def test_to_rejoin_level_is_measured_per_weight():
+    """A tenant of weight 3 is level at three times the seconds."""
+    accounts = Accounts({"big": 3.0}, 10)
+    accounts.join("small")
+    accounts.charge("small", 10.0)
+    accounts.join("big")
+    assert accounts.tenants["big"].attained_s == 30.0
+
+
+def test_nobody_is_set_back_by_sleeping():
+    """A tenant that had more than all others keeps its debt."""
+    accounts = Accounts({}, 10)
+    accounts.join("greedy")
+    accounts.charge("greedy", 500.0)
+    accounts.leave("greedy")
+    accounts.join("other")
+    accounts.join("greedy")
+    assert accounts.tenants["greedy"].attained_s == 500.0
+
+
+def test_open_accounts_are_never_closed_by_the_cap():
+    """Only tenants without a session go."""
+    accounts = Accounts({}, 2)
+    for name in "abcd":
+        accounts.join(name)
+    assert set(accounts.tenants) == set("abcd")
+
+
+def test_measured_seconds_win_over_the_estimate():
+    """Where the engine says what a step cost, that is charged; else new and written tokens are."""
+    worker = WorkerView("w", 0, 1_000)
+    worker.prefill_tokens_per_s = 100.0
+    step = StepFinished(0.0, "s/0", "w", 1_000, 10, cached_tokens=700, host_tokens=100)
+    assert service_s(step, worker) == pytest.approx((200 + 8 * 10) / 100.0)
+    assert service_s(StepFinished(0.0, "s/0", "w", 1_000, 10, service_s=1.5), worker) == 1.5
