@@ -173,7 +173,7 @@ def test_all_calls_of_a_worker_that_dies_are_served_elsewhere():
         dead = tickets[0].address.worker
         for ticket in tickets:
             if ticket.address.worker == dead:
-                again = await scheduling.failed(ticket, "connection refused", retry=True)
+                again = await scheduling.failed(ticket, "no connection to it: refused", retry=True)
                 assert again is not None
                 assert again.address.worker != dead
                 scheduling.finished(again, OK)
@@ -189,12 +189,12 @@ def test_all_calls_of_a_worker_that_dies_are_served_elsewhere():
 
 
 def test_a_call_that_may_not_be_repeated_is_not():
-    """retry=False, or a call that is not retryable: no other ticket."""
+    """retry=False, or a pinned call: no other ticket."""
 
     async def scene():
         scheduling = gateway()
         assert await scheduling.failed(await scheduling.admit(call()), "reset", retry=False) is None
-        assert await scheduling.failed(await scheduling.admit(call(retryable=False)), "reset", retry=True) is None
+        assert await scheduling.failed(await scheduling.admit(call(pinned="a")), "reset", retry=True) is None
         lawful(scheduling)
 
     asyncio.run(scene())
@@ -320,12 +320,12 @@ def test_extension_fields_go_only_to_engines_that_accept_them():
 
     async def scene():
         workers = Workers()
-        scheduling = GatewayScheduling(workers, SchedulingSettings(), salt=lambda tenant: f"salt of {tenant}")
+        scheduling = GatewayScheduling(workers, SchedulingSettings())
         add(workers, "plain", models=("p",))
         add(workers, "vllm", models=("v",), extensions=True)
         assert (await scheduling.admit(call("s", model="p"))).extra == {}
         extra = (await scheduling.admit(call("s", model="v"))).extra
-        assert (extra["session_id"], extra["cache_salt"]) == ("s", "salt of t")
+        assert extra["session_id"] == "s"
         assert isinstance(extra["priority"], int)
         assert all(isinstance(value, str | int | float) for value in extra["vllm_xargs"].values())
 

@@ -18,7 +18,9 @@ from saga.cli.engine import engine
 from saga.cli.explain import explain
 from saga.cli.presets import presets_app
 from saga.cli.replay import replay
+from saga.cli.serve import serve
 from saga.cli.sim import sim
+from saga.cli.top import top
 from saga.cli.workflow import workflow
 from saga.cli.workload import workload_app
 from saga.errors import SagaError, UsageError
@@ -38,6 +40,8 @@ app.command()(explain)
 app.add_typer(presets_app, name="presets")
 app.add_typer(workload_app, name="workload")
 app.command()(workflow)
+app.command()(serve)
+app.command()(top)
 app.command()(engine)
 app.command()(replay)
 

@@ -11,13 +11,16 @@ what runs there now. This module refuses to know calls, waiting and time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
+from saga.events import StepArrived
 from saga.gateway.workers import Worker
 from saga.scheduler.composition import Caps, Composition
 from saga.scheduler.forecasts import Forecaster
 from saga.scheduler.scheduler import Scheduler
+from saga.scheduler.sessions import Session
 
 Models: TypeAlias = frozenset[str] | None
 """Ids of models; None for a worker that does not say, which may get any."""
@@ -38,10 +41,26 @@ class Seat:
         self.leaving = False
 
 
+class HomesRemembered(Scheduler):
+    """A scheduler that knows where sessions lived before a restart: their prefixes are still there."""
+
+    homes: dict[str, tuple[str, int]]
+    """Of sessions that have not come back: (worker, tokens at home)."""
+
+    def _open(self, event: StepArrived) -> Session:
+        session = super()._open(event)
+        worker_name, tokens = self.homes.pop(event.session, ("", 0))
+        worker = self.fleet.get(worker_name)
+        if worker is not None and not worker.draining:
+            session.home, session.home_tokens, session.context_tokens = worker_name, tokens, tokens
+            worker.settle(session)
+        return session
+
+
 class Pool:
     """A scheduler and the seats of its workers. num_waiting: steps that have no worker yet."""
 
-    def __init__(self, models: Models, scheduler: Scheduler) -> None:
+    def __init__(self, models: Models, scheduler: HomesRemembered) -> None:
         self.models = models
         self.scheduler = scheduler
         self.seats: dict[str, Seat] = {}
@@ -71,12 +90,13 @@ class Pools:
     def __init__(self, composition: Composition, caps: Caps, weights: dict[str, float]) -> None:
         self._composition = composition
         self._caps = caps
-        self._weights = weights
+        self._weights = {"": 1.0, **weights}  # never empty: schedulers share this very dict
         self._pools: dict[Models, Pool] = {}
         self._by_model: dict[str, list[Pool]] = {}
         self._seats: dict[str, Seat] = {}
         self._num_seats = 0
-        self.model: Forecaster = self._new_scheduler().model
+        self._homes: dict[str, tuple[str, int]] = {}
+        self.model: Forecaster = self._new_scheduler(None).model
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())
@@ -99,6 +119,13 @@ class Pools:
             return pools[0]
         at_home = [pool for pool in pools if pool.num_up and pool.scheduler.sessions.get(session) is not None]
         return min(at_home or pools, key=lambda pool: pool.busyness, default=None)
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Tenants' weights from now on. O(tenants x pools)."""
+        self._weights.update(weights)
+        for pool in self._pools.values():
+            for tenant, view in pool.scheduler.accounts.tenants.items():
+                view.weight = weights.get(tenant, view.weight)
 
     def seat_of(self, worker: Worker) -> Seat | None:
         """The seat on which the worker takes new steps."""
@@ -132,8 +159,26 @@ class Pools:
         del self._pools[pool.models]
         self._by_model.clear()
 
-    def _new_scheduler(self, model: Forecaster | None = None) -> Scheduler:
-        scheduler = Scheduler(self._composition, caps=self._caps, weights=self._weights)
+    # ------------------------------------------------------------------ restarts
+
+    def homes(self, most: int) -> list[tuple[str, str, int]]:
+        """(session, worker, tokens at home) of at most `most` sessions, those seen last. O(sessions)."""
+        found = [(session, worker, tokens) for session, (worker, tokens) in self._homes.items()]
+        found += [
+            (session.session, pool.seats[session.home].worker.name, session.home_tokens)
+            for pool in self._pools.values()
+            for session in deque(pool.scheduler.sessions, maxlen=most)
+            if session.home_tokens and session.home in pool.seats
+        ]
+        return found[-most:]
+
+    def remember(self, homes: list[tuple[str, str, int]]) -> None:
+        """Where sessions lived before a restart: they return there, if the worker is there."""
+        self._homes.update((session, (worker, tokens)) for session, worker, tokens in homes)
+
+    def _new_scheduler(self, model: Forecaster | None) -> HomesRemembered:
+        scheduler = HomesRemembered(self._composition, caps=self._caps, weights=self._weights)
+        scheduler.homes = self._homes
         if model is not None:
             scheduler.model = model
         return scheduler

@@ -26,7 +26,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -41,11 +41,14 @@ from saga.presets import preset
 from saga.routing.stealing import NoStealing
 from saga.scheduler.composition import Caps, Composition
 from saga.scheduler.invariants import check
+from saga.workflow.model import WorkflowModel
 
 _LOOSE = frozenset({Kind.EMBEDDINGS, Kind.OTHER})
 _BYTES_PER_TOKEN = 4
-_UNREACHABLE = ("refused", "unreachable", "no route", "resolve")
+_UNREACHABLE = "no connection to"  # how `upstream.Unreachable` begins where nobody listens
 _MAX_RETRY_AFTER_S = 60.0
+
+Gone: TypeAlias = Callable[[Call, Answer | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,8 @@ class _Sent:
 class GatewayScheduling:
     """`contracts.Scheduling` over `saga.scheduler`, and the watcher of `Workers`. Use it on one event loop.
 
-    salt: a tenant's cache_salt, None for none. weights: of tenants, in fairness.
+    weights: of tenants, in fairness. gone: told once of each call that came, when it needs nothing more: with its
+    answer and the worker's name if it got one, else None and "".
     """
 
     def __init__(
@@ -169,8 +173,8 @@ class GatewayScheduling:
         *,
         meter: Meter | None = None,
         weights: Mapping[str, float] | None = None,
-        salt: Callable[[str], str | None] | None = None,
         journal: Journal | None = None,
+        gone: Gone | None = None,
     ) -> None:
         self.settings = settings or SchedulingSettings()
         self.workers = workers
@@ -179,7 +183,7 @@ class GatewayScheduling:
         self.journal = journal or Journal(time.time)
         self.num_waiting = 0
         self._meter: Meter = meter or NoMeter()
-        self._salt = salt or _no_salt
+        self._gone = gone or _nobody_asks
         self._steps: dict[str, _Step] = {}
         self._sent: dict[str, _Sent] = {}
         self._num_events = 0
@@ -213,6 +217,12 @@ class GatewayScheduling:
         """Tickets that have not ended."""
         return len(self._sent)
 
+    def waiting(self) -> list[tuple[Call, float]]:
+        """(call, since when) of all steps at the gate. O(live steps)."""
+        return [
+            (step.call, step.since_s) for name, step in self._steps.items() if step.waiters and name == step.call.step
+        ]
+
     def _now_s(self) -> float:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -222,6 +232,13 @@ class GatewayScheduling:
 
     async def admit(self, call: Call) -> Ticket:
         """Wait for a worker; raises Refused (404, 429, 503)."""
+        try:
+            return await self._admit(call)
+        except BaseException:
+            self._gone(call, None, "")
+            raise
+
+    async def _admit(self, call: Call) -> Ticket:
         if self._draining:
             raise self._refusal(call, "draining", 503, "the gateway is shutting down", 1.0)
         if call.kind in _LOOSE:
@@ -278,16 +295,21 @@ class GatewayScheduling:
     async def failed(self, ticket: Ticket, why: str, *, retry: bool) -> Ticket | None:
         """The attempt is lost; another ticket if it may be tried again elsewhere."""
         call = ticket.call
-        again = retry and call.retryable and not call.pinned and ticket.attempt < self.settings.max_attempts
+        again = retry and not call.pinned and ticket.attempt < self.settings.max_attempts
         sent = self._end(ticket, "retried" if again else "failed", None)
         if sent is None:
             return None
-        unreachable = any(word in why.lower() for word in _UNREACHABLE)
-        self.workers.failed(sent.worker, why, self._now_s(), unreachable=unreachable)
+        self.workers.failed(sent.worker, why, self._now_s(), unreachable=why.startswith(_UNREACHABLE))
         try:
-            return await self._after_failure(sent, ticket, why, again=again)
+            another = await self._after_failure(sent, ticket, why, again=again)
         except Refused:
-            return None
+            another = None
+        except BaseException:
+            self._gone(call, None, "")
+            raise
+        if again and another is None:
+            self._gone(call, None, "")
+        return another
 
     def cancelled(self, ticket: Ticket) -> None:
         """The client went away."""
@@ -299,6 +321,23 @@ class GatewayScheduling:
         """The session has ended, whoever says so."""
         for pool in self.pools:
             self._end_session(pool, session)
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Tenants' weights from now on."""
+        self.pools.set_weights(weights)
+
+    def snapshot(self, most: int = 50_000) -> dict[str, Any]:
+        """What is worth keeping over a restart, as plain data: learned graphs, and where sessions live. O(both)."""
+        model = self.pools.model
+        learned = model.snapshot() if isinstance(model, WorkflowModel) else None
+        return {"model": learned, "homes": self.pools.homes(most)}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over what `snapshot` gave, before the first call. Raises UsageError for another format."""
+        model = self.pools.model
+        if data.get("model") is not None and isinstance(model, WorkflowModel):
+            model.restore(data["model"])
+        self.pools.remember([(str(session), str(worker), int(tokens)) for session, worker, tokens in data["homes"]])
 
     def _end_session(self, pool: Pool, session: str) -> None:
         """Unless another step of it is under way."""
@@ -420,11 +459,7 @@ class GatewayScheduling:
             forecast = step.pool.scheduler.model.forecast(session.track)
             xargs["saga_continue_probability"] = round(forecast.continue_probability, 4)
             xargs["saga_expected_gap_s"] = round(forecast.expected_gap_s, 3)
-        extra: dict[str, Any] = {"session_id": call.session, "priority": order.priority, "vllm_xargs": xargs}
-        salt = self._salt(call.tenant)
-        if salt:
-            extra["cache_salt"] = salt
-        return extra
+        return {"session_id": call.session, "priority": order.priority, "vllm_xargs": xargs}
 
     def _drop(self, step: _Step, call: Call) -> None:
         """A call that waited for the step does so no longer."""
@@ -463,6 +498,8 @@ class GatewayScheduling:
         if sent.step is not None and call.step != sent.step.call.step:
             self._steps.pop(call.step, None)
         self._meter.ended(sent.worker.name, call.tenant, call.kind, outcome, answer)
+        if outcome != "retried":
+            self._gone(call, answer, sent.worker.name)
         return sent
 
     async def _after_failure(self, sent: _Sent, ticket: Ticket, why: str, *, again: bool) -> Ticket | None:
@@ -591,6 +628,13 @@ class GatewayScheduling:
             ev.WorkerReported(self._now_s(), seat.name, worker.running or 0, worker.waiting or 0, used_tokens),
         )
 
+    def blocks_changed(self, event: ev.BlocksStored | ev.BlocksRemoved) -> None:
+        """A worker said what it holds of a session; `event.worker` is its name in the registry."""
+        worker = self.workers.get(event.worker)
+        seat = None if worker is None else self.pools.seat_of(worker)
+        if seat is not None:
+            self._tell(seat.pool, msgspec.structs.replace(event, worker=seat.name))
+
     def _clear(self, seat: Seat) -> None:
         """Nothing runs on a seat that was left."""
         if seat.pool.seats.get(seat.name) is not seat:
@@ -706,9 +750,8 @@ class GatewayScheduling:
         self._housekeeping = self._loop.call_later(self.settings.housekeeping_s, self._housekeep)
 
 
-def _no_salt(_tenant: str) -> str | None:
-    """Caches are not kept apart."""
-    return None
+def _nobody_asks(_call: Call, _answer: Answer | None, _worker: str) -> None:
+    """Nobody wants to know when a call is gone."""
 
 
 def _at(event: ev.Event, at_s: float) -> ev.Event:

@@ -268,7 +268,9 @@ class Workers:
 
     def passed(self, worker: Worker, at_s: float) -> None:
         """A check passed: a starting worker is up, and one whose circuit has been open for long enough."""
-        if worker.state is WorkerState.STARTING:
+        if worker.is_up:
+            worker.failures = 0
+        elif worker.state is WorkerState.STARTING:
             self._rise(worker, "passed its first check", at_s)
         elif worker.state is WorkerState.DOWN and at_s >= worker.open_until_s:
             worker.on_trial = True

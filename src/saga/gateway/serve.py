@@ -1,0 +1,278 @@
+"""A whole gateway: every part made, joined, started in order and stopped in order.
+
+    Workers + Health ─▶ GatewayScheduling ◀─ Front ─▶ GatewayIdentity        Admin on a port of its own
+    Store: restored before the first call, saved now and then and at the end
+
+Each part is known here and nowhere else by all others. This module refuses to decide anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import secrets
+import ssl
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from saga import __version__
+from saga.errors import PeerError, UsageError
+from saga.gateway.admin import Admin
+from saga.gateway.answers import watch
+from saga.gateway.config import GatewayConfig, load_config
+from saga.gateway.contracts import Answer, AnswerWatcher, Call, Refused, Request
+from saga.gateway.front import Front
+from saga.gateway.health import Health
+from saga.gateway.identity import GatewayIdentity, IdentitySettings
+from saga.gateway.journal import Journal, say
+from saga.gateway.kv_events import KvEvents
+from saga.gateway.metrics import GatewayMetrics
+from saga.gateway.rewriting import Headers
+from saga.gateway.scheduling import GatewayScheduling
+from saga.gateway.store import Store
+from saga.gateway.tenants import Tenants
+from saga.gateway.workers import Worker, WorkerConfig, Workers
+
+_FIRST_CHECK_S = 5.0
+_WATCH_FILES_S = 1.0
+
+
+class Gateway:
+    """`await start()`, then `url` and `admin_url` answer until `await stop()`. Use it on one event loop.
+
+    file: the TOML file whose workers are re-read when it changes.
+    """
+
+    def __init__(self, config: GatewayConfig, *, file: Path | None = None) -> None:
+        config.check()
+        self.config = config
+        self.url = ""
+        self.admin_url = ""
+        self.tenants = Tenants(Path(config.tenants) if config.tenants else None)
+        self.workers = Workers(config.circuit)
+        self.metrics = GatewayMetrics()
+        self.store = Store(Path(config.db)) if config.db else None
+        self.identity = GatewayIdentity(self.tenants, settings=IdentitySettings(secret=self._secret()))
+        self.scheduling = GatewayScheduling(
+            self.workers,
+            config.scheduling,
+            meter=self.metrics,
+            weights={tenant.name: tenant.weight for tenant in self.tenants.all()},
+            journal=Journal(time.time),
+            gone=self._gone,
+        )
+        self.metrics.watch(self.scheduling)
+        self._tls = _trust(config.workers)
+        self.health = Health(self.workers, config.health, context=self._context)
+        self.front: Front | None = None
+        self._file = file
+        self._file_stamp = _stamp(file)
+        self._from_file = {worker.name: worker for worker in config.workers}
+        self._admin: web.AppRunner | None = None
+        self._kv_events: list[KvEvents] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Listen. Raises PeerError where a port is taken, UsageError where a worker or file cannot be."""
+        self._restore()
+        self.scheduling.start()
+        now_s = asyncio.get_running_loop().time()
+        for config in self.config.workers:
+            self.health.follow(self.workers.add(config, now_s))
+        for worker, endpoint in self.config.kv_events.items():
+            self._kv_events.append(KvEvents(worker, endpoint, self.scheduling.blocks_changed))
+        await self.health.settle(_FIRST_CHECK_S)
+        self.front = Front(self.identity, self.scheduling, _watcher, cold=self._cold, worker_tls=self._tls)
+        front = self.front
+        self.metrics.gauge("saga_client_connections", "Open client connections.", lambda: front.num_connections)
+        self.metrics.gauge("saga_worker_connections", "Open worker connections.", lambda: front.pool.num_connections)
+        try:
+            host, port = await self.front.start(self.config.host, self.config.port)
+        except OSError as error:
+            await self.stop(0.0)
+            raise PeerError(f"cannot listen on {self.config.host}:{self.config.port}: {_why(error)}") from error
+        self.url = _url(host, port)
+        await self._start_admin()
+        self._tasks = [asyncio.create_task(self._watch_files())]
+        if self.store is not None:
+            self._tasks.append(asyncio.create_task(self._save_on()))
+
+    async def stop(self, drain_s: float | None = None) -> bool:
+        """Drain, then stop everything; whether all calls ended in time."""
+        ended = True
+        if self.front is not None:
+            ended = await self.front.drain(self.config.drain_s if drain_s is None else drain_s)
+        self.scheduling.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for subscriber in self._kv_events:
+            await subscriber.close()
+        await self.health.close()
+        if self._admin is not None:
+            await self._admin.cleanup()
+        if self.store is not None:
+            self._save()
+            await asyncio.to_thread(self.store.close)
+        return ended
+
+    async def _start_admin(self) -> None:
+        loop = asyncio.get_running_loop()
+        admin = Admin(
+            self.scheduling, self.metrics, self.health, self.tenants, key=self.config.admin_key, clock=loop.time
+        )
+        self._admin = web.AppRunner(admin.app(), access_log=None, shutdown_timeout=1.0)
+        await self._admin.setup()
+        try:
+            await web.TCPSite(self._admin, self.config.admin_host, self.config.admin_port).start()
+        except OSError as error:
+            await self.stop(0.0)
+            where = f"{self.config.admin_host}:{self.config.admin_port}"
+            raise PeerError(f"cannot listen on {where} (admin): {_why(error)}") from error
+        host, port = self._admin.addresses[0][:2]
+        self.admin_url = _url(host, port)
+
+    # ------------------------------------------------------------------ joints
+
+    def _gone(self, call: Call, answer: Answer | None, worker: str) -> None:
+        """A call needs nothing more: identity counts on being told once, whatever became of it."""
+        self.identity.answered(call, answer or Answer(), asyncio.get_running_loop().time(), worker)
+
+    def _context(self, worker: Worker) -> ssl.SSLContext | bool:
+        return self._tls if worker.config.verify_tls else False
+
+    async def _cold(self, request: Request) -> tuple[int, Headers, bytes]:
+        """What the gateway answers itself on the public port."""
+        if request.path == "/health":
+            return _json({"status": "alive", "version": __version__})
+        if request.path == "/ready":
+            num_up = self.workers.num_up
+            return _json({"workers_up": num_up}, 200 if num_up else 503)
+        self.tenants.authenticate(request.header(b"authorization"), request.header(b"x-api-key"))
+        cards = self._model_cards()
+        if request.path == "/v1/models":
+            return _json({"object": "list", "data": list(cards.values())})
+        name = request.path.removeprefix("/v1/models/")
+        if name not in cards:
+            message = f"The model `{name[:200]}` does not exist or is not served here."
+            raise Refused(404, message, code="model_not_found", param="model")
+        return _json(cards[name])
+
+    def _model_cards(self) -> dict[str, dict[str, Any]]:
+        """Cards of all models that a worker serves, by name."""
+        cards: dict[str, dict[str, Any]] = {}
+        for worker in self.workers:
+            if worker.is_up:
+                cards.update(worker.model_cards)
+                for model in worker.models or ():
+                    cards.setdefault(model, {"id": model, "object": "model", "created": 0, "owned_by": "saga"})
+        return dict(sorted(cards.items()))
+
+    # ------------------------------------------------------------------ files that change
+
+    async def _watch_files(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_FILES_S)
+            try:
+                if self.tenants.reload():
+                    self.scheduling.set_weights({tenant.name: tenant.weight for tenant in self.tenants.all()})
+                    say(logging.INFO, "tenants read again", number=len(self.tenants.all()))
+                self._reread_workers()
+            except UsageError as error:
+                say(logging.ERROR, "a file that changed is bad; the old one holds", why=str(error))
+
+    def _reread_workers(self) -> None:
+        stamp = _stamp(self._file)
+        if self._file is None or stamp == self._file_stamp:
+            return
+        self._file_stamp = stamp
+        wanted = {worker.name: worker for worker in load_config(self._file).workers}
+        for worker in wanted.values():
+            if worker.ca_file:
+                self._tls.load_verify_locations(worker.ca_file)
+        now_s = asyncio.get_running_loop().time()
+        for name, config in self._from_file.items():
+            if wanted.get(name) != config and self.workers.get(name) is not None:
+                self.workers.remove(name, now_s)
+        for name, config in wanted.items():
+            if self.workers.get(name) is None:
+                self.health.follow(self.workers.add(config, now_s))
+        self._from_file = wanted
+        say(logging.INFO, "workers read again", workers=sorted(wanted))
+
+    # ------------------------------------------------------------------ restarts
+
+    def _secret(self) -> bytes:
+        """What seeds names and salts: the same after a restart."""
+        found = self.store.load("secret") if self.store is not None else None
+        secret = found if isinstance(found, bytes) and len(found) == 32 else secrets.token_bytes(32)
+        if self.store is not None:
+            self.store.save("secret", secret)
+        return secret
+
+    def _restore(self) -> None:
+        if self.store is None:
+            return
+        saved = self.store.load("scheduling")
+        if saved is None:
+            return
+        try:
+            self.scheduling.restore(saved)
+        except (UsageError, KeyError, TypeError, ValueError) as error:
+            say(logging.WARNING, "what was learned before cannot be used", why=str(error))
+
+    def _save(self) -> None:
+        if self.store is not None:
+            self.store.save("scheduling", self.scheduling.snapshot())
+
+    async def _save_on(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.save_every_s)
+            self._save()
+
+
+def _watcher(call: Call, status: int, headers: Headers) -> AnswerWatcher:
+    kind = next((value for name, value in headers if name == b"content-type"), b"")
+    return watch(call.kind, stream=kind.lower().startswith(b"text/event-stream"), status=status)
+
+
+def _trust(workers: Iterable[WorkerConfig]) -> ssl.SSLContext:
+    """The system's authorities and those of the workers' files."""
+    context = ssl.create_default_context()
+    for worker in workers:
+        if worker.ca_file:
+            try:
+                context.load_verify_locations(worker.ca_file)
+            except (OSError, ssl.SSLError) as error:
+                raise UsageError(f"worker {worker.name}: ca_file {worker.ca_file}: {error}") from error
+    return context
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    with contextlib.suppress(OSError):
+        stat = path.stat()
+        return stat.st_mtime_ns, stat.st_size
+    return None
+
+
+def _json(data: object, status: int = 200) -> tuple[int, Headers, bytes]:
+    return status, [(b"content-type", b"application/json")], msgspec.json.encode(data)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _why(error: OSError) -> str:
+    return "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
