@@ -489,6 +489,7 @@ class Resolver:
         said: dict[str, Value] = {}
         identities: dict[int, dict[str, str]] = {}
         ignored: list[tuple[str, str, str]] = []
+        opened: dict[tuple[str, ...], Mapping[str, Any]] = {}
         for order, place, raw in found:
             convention = self.conventions[order]
             field = convention.fields[place]
@@ -496,7 +497,7 @@ class Resolver:
             if field.what in into:
                 continue
             try:
-                value = _dig(raw, field.path[1:]) if field.path else raw.decode("utf-8")
+                value = _dig(raw, field.path, opened) if field.path else raw.decode("utf-8")
                 if value is not None:
                     into[field.what] = field.read(value)
             except Unreadable as why:
@@ -548,21 +549,27 @@ def _spread(said: dict[str, Value], named: Named) -> None:
         named.hints = Hints(**hints)
 
 
-def _dig(value: object, path: tuple[str, ...]) -> object:
-    """The value at `path`, None where there is none; JSON objects written as strings are opened."""
-    for key in path:
-        if isinstance(value, str):
-            value = _opened(value)
-        if not isinstance(value, dict):
-            return None
-        value = value.get(key)
-    return value
+def _dig(top: object, path: tuple[str, ...], opened: dict[tuple[str, ...], Mapping[str, Any]]) -> object:
+    """The value at `path`, whose first key holds `top`; None where there is none.
+
+    opened: objects on the way, by path; a JSON object that is written as a string is decoded once.
+    """
+    if len(path) == 1:
+        return top
+    above = path[:-1]
+    if above not in opened:
+        opened[above] = _NOTHING
+        value = _dig(top, above, opened)
+        opened[above] = _object(value)
+    return opened[above].get(path[-1])
 
 
-def _opened(value: str) -> object:
-    if not value.startswith("{") or len(value) > _MAX_NESTED_BYTES:
-        return None
-    try:
-        return msgspec.json.decode(value, type=object)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        raise Unreadable("malformed JSON") from None
+def _object(value: object) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        if not value.startswith("{") or len(value) > _MAX_NESTED_BYTES:
+            return _NOTHING
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            raise Unreadable("malformed JSON") from None
+    return value if isinstance(value, dict) else _NOTHING

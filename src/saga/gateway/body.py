@@ -29,7 +29,7 @@ class Item(msgspec.Struct, gc=False):
     """A message (chat, Anthropic) or an input item (responses): the parts that make it what it is, raw."""
 
     role: str = ""
-    type: str = ""
+    type: str | None = ""
     content: Raw = _NONE
     tool_calls: Raw = _NONE
     name: Raw = _NONE

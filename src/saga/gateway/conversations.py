@@ -34,7 +34,7 @@ from xxhash import xxh3_64_intdigest as xxh3
 from saga.gateway.body import Body, Item
 from saga.gateway.contracts import Answer
 
-_MASK: Final = 2**64 - 1
+_NULL: Final = msgspec.Raw(b"null")
 _ROLES: Final = {role: xxh3(role.encode()) for role in ("user", "assistant", "system", "developer", "tool", "function")}
 _INSTRUCTING: Final = frozenset({"system", "developer"})
 _ANSWERING: Final = frozenset({"assistant", "model"})
@@ -113,7 +113,7 @@ def ends_with_tool(body: Body) -> bool:
     if not body.items:
         return False
     last = body.items[-1]
-    if last.role in ("tool", "function") or last.type.endswith("_output"):
+    if last.role in ("tool", "function") or (last.type or "").endswith("_output"):
         return True
     return last.role == "user" and b'"tool_result"' in (content := bytes(last.content)) and content.startswith(b"[")
 
@@ -125,7 +125,7 @@ def _chained(items: list[Item], link: int, size: int) -> tuple[list[int], list[i
     roles = _ROLES
     for item in items:
         content = bytes(item.content)
-        role = item.role or item.type
+        role = item.role or item.type or ""
         seed = link ^ (roles.get(role) or xxh3(role.encode()))
         if content[:1] == b"[":
             content = _canonical(content)
@@ -134,7 +134,7 @@ def _chained(items: list[Item], link: int, size: int) -> tuple[list[int], list[i
         link = xxh3(content, seed)
         size += len(content)
         for part in (item.tool_calls, item.arguments, item.output):
-            if part:
+            if part and part != _NULL:
                 raw = _canonical(bytes(part))
                 link = xxh3(raw, link)
                 size += len(raw)
