@@ -2,7 +2,8 @@
 
     python benchmarks/bench_policies.py swe      [--seeds 5] [--tasks 1000] [--jobs 2] [--json FILE]
     python benchmarks/bench_policies.py rivals   the same with a host tier of 1.2M and of 300k tokens per worker
-    python benchmarks/bench_policies.py traces   every trace in --shared, and every built-in workload
+    python benchmarks/bench_policies.py traces   every trace in --shared
+    python benchmarks/bench_policies.py built-in every built-in workload but swe_bench
 
 All figures are simulated. Ratios are geometric means over seeds of the named baseline's mean TCT over the preset's,
 with a 95 % t-interval on the paired log ratios; `of bound` is infinite_kv's mean TCT over the preset's.
@@ -69,14 +70,15 @@ def tables(options: argparse.Namespace) -> list[tuple[str, float, int, tuple[str
         presets = ("vllm_apc", "vllm_apc_dram", "saga", "infinite_kv")
         return [("swe_bench", x, dram, presets) for dram in (1_200_000, 300_000) for x in (0.85, 1.0, 1.5, 3.0)]
     traces = sorted(str(path) for path in Path(options.shared, "traces").glob("*.jsonl*"))
-    presets = ("vllm_apc", "vllm_apc_dram", "vllm_priority", "saga", "infinite_kv")
-    return [(name, x, 1_200_000, presets) for name in (*traces, *BUILT_IN[1:]) for x in (1.0, 1.5)]
+    presets = ("vllm_apc", "vllm_apc_dram", "saga", "infinite_kv")
+    names = BUILT_IN[1:] if options.part == "built-in" else traces
+    return [(name, x, 1_200_000, presets) for name in names for x in (1.0, 1.5)]
 
 
 def main() -> None:
     """Run one part and print its table as it grows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("swe", "rivals", "traces"))
+    parser.add_argument("part", choices=("swe", "rivals", "traces", "built-in"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, default=1_000)
     parser.add_argument("--workers", type=int, default=1)
