@@ -152,8 +152,8 @@ class Front:
         if not self._connections:
             self._emptied.set()
 
-    def serve(self, connection: ClientConnection, message: Message) -> Exchange:
-        """Route a request. Raises Refused (404, 405)."""
+    def route(self, message: Message) -> Cold | None:
+        """Who answers: a handler of the gateway, or (None) a worker. Raises Refused (404, 405, 415)."""
         request = message.request
         path = request.path
         if path in KINDS:
@@ -161,15 +161,15 @@ class Front:
                 raise Refused(405, f"{path} takes POST")
             if (coding := request.header(b"content-encoding")) is not None and coding.lower() != b"identity":
                 raise Refused(415, "bodies are read as they are: no content-encoding")
-            return self.relay.begin(connection, message)
+            return None
         if path in _COLD or path.startswith("/v1/models/"):
             if self._cold is None:
-                raise Refused(404, f"nothing is served at {path}", code="not_found")
+                raise Refused(404, f"nothing is served at {path[:200]}", code="not_found")
             if request.method not in {"GET", "HEAD"}:
                 raise Refused(405, f"{path} takes GET")
-            return self.relay.begin_cold(connection, message, self._cold)
+            return self._cold
         if path.startswith("/v1/"):
-            return self.relay.begin(connection, message)
+            return None
         raise Refused(404, f"nothing is served at {path[:200]}", code="not_found")
 
     def _tick(self) -> None:
@@ -191,6 +191,7 @@ class ClientConnection(asyncio.Protocol):
         "_paused_reading",
         "_paused_writing",
         "_reader",
+        "_reading",
         "deadline_s",
         "transport",
     )
@@ -203,6 +204,7 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = False
         self._paused_reading = False
         self._paused_writing = False
+        self._reading = False
         self.deadline_s = NEVER
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
 
@@ -272,33 +274,47 @@ class ClientConnection(asyncio.Protocol):
     # reading
 
     def _read(self, phase: Phase, num_new_bytes: int) -> None:
-        """Serve what is whole; one exchange at a time, none while answers before it wait to be read."""
+        """Serve what is whole; one exchange at a time, none while answers before it wait to be read.
+
+        A loop, not a recursion: an exchange that ends at once leaves the next to it.
+        """
         reader = self._reader
+        self._reading = True
         while self._exchange is None and not (self._lingering or self._paused_writing):
             try:
                 message = reader.read()
-                if message is None:
-                    self._await_more(phase, num_new_bytes)
-                    return
             except Refused as refused:
                 self._refuse_and_close(refused)
-                return
+                break
+            if message is None:
+                self._await_more(phase, num_new_bytes)
+                break
             phase = Phase.IDLE
             self.deadline_s = NEVER
             self._serve(message)
+        self._reading = False
 
     def _serve(self, message: Message) -> None:
         try:
-            self._exchange = self._front.serve(self, message)
+            cold = self._front.route(message)
         except Refused as refused:
             keep_alive = message.keep_alive and self.keeps_alive()
             head_only = message.request.method == "HEAD"
             self.write(whole_answer(*refusal(refused), keep_alive=keep_alive, head_only=head_only))
             if not keep_alive:
                 self._linger()
+            return
+        exchange = self._exchange = Exchange(self._front.relay, self, message)
+        if cold is None:
+            exchange.start()
+        else:
+            exchange.start_here(cold)
 
     def _await_more(self, before: Phase, num_new_bytes: int) -> None:
         """Set the deadline of the phase just entered, or move that of the body along with its bytes."""
+        if self._paused_reading:
+            self._paused_reading = False
+            self.transport.resume_reading()
         limits = self._front.limits
         phase = self._reader.phase
         if phase is Phase.BODY:
@@ -338,11 +354,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _exchange_ended(self) -> None:
         """Serve what was sent ahead, or wait for the next request; not before the client has read its answer."""
-        if self._paused_writing:
+        if self._paused_writing or self._reading:
             return
-        if self._paused_reading:
-            self._paused_reading = False
-            self.transport.resume_reading()
         self._read(Phase.IDLE, 0)
 
     # ends

@@ -16,8 +16,9 @@ refuses to know routes, workers and time; the front turns `phase` into deadlines
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from saga.gateway.contracts import Refused, Request
 
@@ -26,11 +27,12 @@ _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/(\d)\
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
 _FIELD = re.compile(rb"([^:]+):[\t ]*([^\r]*)\r\n")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[\t ]*(?:;[\t\x20-\x7e]*)?")
+_LENGTH_LINE = re.compile(rb"\r\ncontent-length:[\t ]*(\d+)(?=\r\n)", re.IGNORECASE)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE = re.compile(r"(?i:https?)://([A-Za-z0-9.\-_~%:\[\]]+)(/.*|\?.*|)")
 _DOT_SEGMENT = re.compile(r"/(?:\.|%2e){1,2}(?:/|%2f|%5c|\\|$)", re.IGNORECASE)
 
-_LOOKED_AT = frozenset({b"content-length", b"transfer-encoding", b"host", b"connection", b"expect", b"upgrade"})
+_ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _LONGEST_CHUNK_LINE = 256
 _LONGEST_TRAILER = 8_192
@@ -56,11 +58,28 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Message:
-    """A request and what its connection must know. http10: no chunked answer, close afterwards."""
+    """A request and what its connection must know.
+
+    http10: no chunked answer, close afterwards. memo: shared by requests whose heads differ in their length only, for
+    whoever derives something from a head.
+    """
 
     request: Request
     keep_alive: bool
     http10: bool = False
+    memo: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Template:
+    """A head that was read, without the digits of its content-length: clients repeat their heads but for those."""
+
+    before: bytes
+    after: bytes
+    fields_before: list[tuple[bytes, bytes]]
+    fields_after: list[tuple[bytes, bytes]]
+    message: Message
+    expects_continue: bool
 
 
 class RequestReader:
@@ -80,6 +99,7 @@ class RequestReader:
         "_need",
         "_num_bytes",
         "_peer",
+        "_template",
         "head_only",
     )
 
@@ -92,6 +112,7 @@ class RequestReader:
         self._chunked: _ChunkedBody | None = None
         self._need = 0
         self._expects_continue = False
+        self._template: _Template | None = None
         self.head_only = False
         """The request being read, or the one read last, is a HEAD: answers to it carry no body."""
 
@@ -135,6 +156,7 @@ class RequestReader:
                 return None
             message.request.body = self._take(self._need)
             self._need = 0
+        self.head_only = message.request.method == "HEAD"
         self._message = None
         return message
 
@@ -158,9 +180,9 @@ class RequestReader:
         self._num_bytes = len(buffer)
 
     def _read_head(self) -> Message | None:
-        self.head_only = False
         if not self._num_bytes:
             return None
+        self.head_only = False
         buffer = self._joined()
         if buffer.startswith(b"\r\n"):  # RFC 9112 2.2: an empty line before a request is ignored; one, not many
             buffer = buffer[2:]
@@ -169,9 +191,53 @@ class RequestReader:
         if end < 0 or end > self._limits.max_head_bytes:
             self._refuse_unfinished(buffer)
             return None
-        message = self._parse_head(buffer[: end + 2])
+        message = self._repeat_head(buffer, end) if self._template is not None else None
+        if message is None:
+            message = self._parse_head(buffer[: end + 2])
+            self._remember(buffer[: end + 4], message)
         self._set(buffer[end + 4 :])
         return message
+
+    def _repeat_head(self, buffer: bytes, end: int) -> Message | None:
+        """The message whose head is the last one's but for the digits of its length; None if it is another head."""
+        template = self._template
+        assert template is not None
+        if not buffer.startswith(template.before):
+            return None
+        start = len(template.before)
+        stop = buffer.find(b"\r\n", start)
+        digits = buffer[start:stop]
+        if buffer[stop : end + 4] != template.after or not digits.isdigit():
+            return None
+        last = template.message
+        self._expect_length(digits)
+        self._expects_continue = template.expects_continue and self._need > 0
+        fields = [*template.fields_before, (b"content-length", digits), *template.fields_after]
+        request = Request(last.request.method, last.request.target, last.request.path, fields, b"", self._peer)
+        return Message(request, last.keep_alive, last.http10, last.memo)
+
+    def _remember(self, head: bytes, message: Message) -> None:
+        self._template = None
+        matched = _LENGTH_LINE.search(head)
+        if matched is None or self._chunked is not None:
+            return
+        fields = message.request.headers
+        at = next(i for i, (name, _) in enumerate(fields) if name == b"content-length")
+        self._template = _Template(
+            head[: matched.start(1)],
+            head[matched.end(1) :],
+            fields[:at],
+            fields[at + 1 :],
+            message,
+            self._expects_continue,
+        )
+
+    def _expect_length(self, digits: bytes) -> None:
+        if not digits.isdigit() or len(digits) > 18:
+            raise Refused(400, "content-length is not a number")
+        self._need = int(digits)
+        if self._need > self._limits.max_body_bytes:
+            raise Refused(413, f"the request's body is larger than {self._limits.max_body_bytes} bytes")
 
     def _refuse_unfinished(self, buffer: bytes) -> None:
         """A head without an end is refused as soon as it can only become worse."""
@@ -195,21 +261,17 @@ class RequestReader:
         headers = [(name.lower(), value.rstrip(b"\t ")) for name, value in _FIELD.findall(head, start)]
         if len(headers) > self._limits.max_headers:
             raise Refused(431, f"the request has more than {self._limits.max_headers} header fields")
-        seen: dict[bytes, bytes] = {}
-        for name, value in headers:
-            if name in _LOOKED_AT:
-                if name in seen:
-                    if name != b"connection":
-                        raise Refused(400, f"the request has more than one {name.decode()} field")
-                    value = seen[name] + b"," + value  # noqa: PLW2901  a list may be split over several fields
-                seen[name] = value
+        seen = dict(headers)
+        if len(seen) != len(headers):
+            seen = _merged(headers)
         http10 = minor == b"0"
         if not http10 and b"host" not in seen:
             raise Refused(400, "an HTTP/1.1 request needs a host field")
         target, path = _origin_form(target)
         self._frame(seen, http10=http10)
         self._note_wishes(seen, http10=http10)
-        keep_alive = not http10 and b"close" not in _tokens(seen.get(b"connection", b""))
+        connection = seen.get(b"connection")
+        keep_alive = not http10 and (connection is None or b"close" not in _tokens(connection))
         return Message(Request(method, target, path, headers, b"", self._peer), keep_alive, http10)
 
     def _parse_request_line(self, line: bytes) -> tuple[str, str, bytes]:
@@ -241,11 +303,7 @@ class RequestReader:
                 raise Refused(501, "the only transfer-coding served is chunked")
             self._chunked = _ChunkedBody(self._limits.max_body_bytes)
         elif length is not None:
-            if not length.isdigit() or len(length) > 18:
-                raise Refused(400, "content-length is not a number")
-            self._need = int(length)
-            if self._need > self._limits.max_body_bytes:
-                raise Refused(413, f"the request's body is larger than {self._limits.max_body_bytes} bytes")
+            self._expect_length(length)
 
     def _note_wishes(self, seen: dict[bytes, bytes], *, http10: bool) -> None:
         if (expect := seen.get(b"expect")) is not None and not http10:
@@ -332,6 +390,19 @@ class _ChunkedBody:
             raise Refused(400, "a trailer is malformed or too long")
 
 
+def _merged(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Fields by name; what frames the message or names its host may be there once only."""
+    seen: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in seen:
+            if name in _ONCE:
+                raise Refused(400, f"the request has more than one {name.decode()} field")
+            seen[name] += b"," + value
+        else:
+            seen[name] = value
+    return seen
+
+
 def _tokens(value: bytes) -> list[bytes]:
     return [token.strip(b"\t ") for token in value.lower().split(b",")]
 
@@ -349,7 +420,7 @@ def _origin_form(target: str) -> tuple[str, str]:
             raise Refused(400, "the request's target is neither a path nor an http URL")
         target = matched[2] if matched[2].startswith("/") else "/" + matched[2]
     path = target.partition("?")[0]
-    if "#" in target or "\\" in path or _DOT_SEGMENT.search(path):
+    if "#" in target or "\\" in path or (("." in path or "%" in path) and _DOT_SEGMENT.search(path)):
         raise Refused(400, "the request's target has a fragment, a backslash or dot segments")
     return target, path
 

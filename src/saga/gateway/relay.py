@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from saga.gateway.contracts import (
     Answer,
@@ -29,12 +30,14 @@ from saga.gateway.contracts import (
     Request,
     Scheduling,
     Ticket,
+    WorkerAddress,
 )
 from saga.gateway.http1 import Message
 from saga.gateway.rewriting import (
     Headers,
     answer_fields,
     field_lines,
+    length_line,
     notes,
     refusal,
     request_head,
@@ -44,6 +47,8 @@ from saga.gateway.rewriting import (
 )
 from saga.gateway.sse import EventStream, broken_event
 from saga.gateway.upstream import ConnectionPool, Framing, Unreachable, WorkerConnection
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -77,20 +82,20 @@ class Client(Protocol):
 
 @dataclass(slots=True)
 class _Lost:
-    """An attempt that gave no answer. sent: whether the worker may have seen the request. head, body: its 50x."""
+    """An attempt that gave no answer.
+
+    sent: whether the worker may have seen the request. stale: a kept connection broke before any answer, perhaps
+    because the worker was just closing it. status, reason, headers, body: the worker's own 502, 503 or 504.
+    """
 
     why: str
     sent: bool = True
     timed_out: bool = False
+    stale: bool = False
     status: int = 0
     reason: bytes = b""
     headers: Headers | None = None
     body: bytes = b""
-
-    @property
-    def may_be_stale(self) -> bool:
-        """Whether a kept connection that broke at once explains it."""
-        return self.status == 0 and not self.timed_out
 
 
 @dataclass(slots=True)
@@ -125,18 +130,6 @@ class Relay:
         except Exception:
             log.exception("an answer cannot be watched")
             return None
-
-    def begin(self, client: Client, message: Message) -> Exchange:
-        """Start an exchange; it reports to `client` and needs nothing more but pause, resume and abort."""
-        exchange = Exchange(self, client, message)
-        exchange.start(exchange.relay_call())
-        return exchange
-
-    def begin_cold(self, client: Client, message: Message, cold: Cold) -> Exchange:
-        """Start an exchange that is answered here."""
-        exchange = Exchange(self, client, message)
-        exchange.start(exchange.answer_here(cold))
-        return exchange
 
 
 class Exchange:
@@ -181,9 +174,27 @@ class Exchange:
 
     # what the client's connection calls
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run the exchange as a task."""
-        self._task = self._relay.loop.create_task(work)
+    def start(self) -> None:
+        """Relay the call. As long as nothing has to wait, and nothing fails, this needs neither task nor future."""
+        relay = self._relay
+        relay.counts.num_calls += 1
+        try:
+            call = self._call = relay.identity.identify(self._message.request, relay.loop.time())
+            admission = relay.scheduling.admit(call)
+            waits_for = admission.send(None)
+        except StopIteration as admitted:
+            self._go(admitted.value)
+        except Refused as refused:
+            self._refuse(refused)
+        except Exception:
+            log.exception("a call could not be identified or admitted")
+            self._fail()
+        else:
+            self._work(self._run_admitted(_resumed(admission, waits_for)))
+
+    def start_here(self, cold: Cold) -> None:
+        """Answer from a handler of the gateway."""
+        self._work(self._answer_here(cold))
 
     def pause(self) -> None:
         """The client reads slowly."""
@@ -201,28 +212,56 @@ class Exchange:
         """The client is gone."""
         if self._task is not None:
             self._task.cancel()
+        else:
+            self._cancel()
 
     # the path
 
-    async def relay_call(self) -> None:
-        """From request to answer; never raises."""
-        relay = self._relay
-        relay.counts.num_calls += 1
+    def _go(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        connection = self._relay.pool.take(ticket.address)
+        if connection is None:
+            self._work(self._run(None))
+        else:
+            self._send(ticket, connection)
+
+    def _send(self, ticket: Ticket, connection: WorkerConnection) -> None:
+        self._connection = connection
+        call = ticket.call
+        body = with_fields(call.body or call.request.body, ticket.extra)
+        head = self._head_for(ticket.address) + length_line(call.request, len(body))
+        connection.send(self, head, body, head_only=call.request.method == "HEAD")
+        if self._paused:
+            connection.pause()
+
+    def _head_for(self, address: WorkerAddress) -> bytes:
+        """The request's head for that worker, made once for requests whose heads are the same."""
+        memo = self._message.memo
+        known: tuple[WorkerAddress, bytes] | None = memo.get(address.worker)
+        if known is None or known[0] is not address:
+            known = memo[address.worker] = (address, request_head(self._message.request, address))
+        return known[1]
+
+    def _settle(self, lost: _Lost | None) -> None:
+        """An attempt is over; lost is None when the client has its answer."""
+        if self._outcome is not None:
+            if not self._outcome.done():
+                self._outcome.set_result(lost)
+        elif lost is None:
+            self._client.answered(keep_alive=self._keep_alive)
+        else:
+            self._work(self._run(lost))
+
+    # what has to wait
+
+    def _work(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = self._relay.loop.create_task(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Whatever happens, the client and the scheduler hear of it."""
         try:
-            call = self._call = relay.identity.identify(self._message.request, relay.loop.time())
-            ticket: Ticket | None = await relay.scheduling.admit(call)
-            while ticket is not None:
-                self._ticket = ticket
-                lost = await self._attempt(ticket)
-                if lost is None:
-                    break
-                self._ticket = None
-                if self._began:
-                    await relay.scheduling.failed(ticket, lost.why, retry=False)
-                    break
-                ticket = await self._try_elsewhere(ticket, lost)
+            await work
         except Refused as refused:
-            relay.counts.num_refused += 1
             self._refuse(refused)
         except asyncio.CancelledError:
             self._cancel()
@@ -232,63 +271,61 @@ class Exchange:
         else:
             self._client.answered(keep_alive=self._keep_alive)
 
-    async def answer_here(self, cold: Cold) -> None:
-        """Answer from a handler of the gateway; never raises."""
-        try:
-            status, headers, body = await cold(self._message.request)
-        except Refused as refused:
-            self._refuse(refused)
-        except asyncio.CancelledError:
-            return
-        except Exception:
-            log.exception("a handler failed")
-            self._fail()
-        else:
-            self._answer_whole(status, headers, body)
-            self._client.answered(keep_alive=self._keep_alive)
+    async def _run_admitted(self, admission: Awaitable[Ticket]) -> None:
+        self._ticket = await admission
+        await self._run(None)
 
-    async def _attempt(self, ticket: Ticket) -> _Lost | None:
-        """Send the call to the ticket's worker; None when the client has its answer (or as much as there is)."""
-        pool, call = self._relay.pool, ticket.call
-        body = with_fields(call.body or call.request.body, ticket.extra)
-        head = request_head(call, ticket.address, len(body))
-        connection = pool.take(ticket.address)
-        try:
-            if connection is None:
+    async def _run(self, lost: _Lost | None) -> None:
+        """Attempt (unless one is lost already) until the client has an answer."""
+        if lost is None:
+            lost = await self._attempt()
+        while lost is not None:
+            lost = await self._after(lost)
+
+    async def _attempt(self, *, fresh: bool = False) -> _Lost | None:
+        """Send the call to the ticket's worker and wait for the end."""
+        ticket, pool = self._ticket, self._relay.pool
+        assert ticket is not None
+        connection = None if fresh else pool.take(ticket.address)
+        if connection is None:
+            try:
                 connection = await pool.dial(ticket.address)
-            lost = await self._exchange_on(connection, head, body)
-            if lost is not None and lost.may_be_stale and connection.reused and self._repeatable and not self._began:
-                # the worker may have closed an idle connection just as the call was sent on it
-                self._relay.counts.num_resent_on_stale += 1
-                lost = await self._exchange_on(await pool.dial(ticket.address), head, body)
-        except Unreachable as error:
-            return _Lost(str(error), sent=False)
-        return lost
-
-    async def _exchange_on(self, connection: WorkerConnection, head: bytes, body: bytes) -> _Lost | None:
-        self._connection = connection
+            except Unreachable as error:
+                return _Lost(str(error), sent=False)
         self._outcome = self._relay.loop.create_future()
-        connection.send(self, head, body, head_only=self._message.request.method == "HEAD")
-        if self._paused:
-            connection.pause()
+        self._send(ticket, connection)
         return await self._outcome
 
-    async def _try_elsewhere(self, ticket: Ticket, lost: _Lost) -> Ticket | None:
-        """Report the loss; another ticket, or None after the client has been told."""
-        retry = ticket.attempt < _MAX_ATTEMPTS and (self._repeatable or not lost.sent)
-        another = await self._relay.scheduling.failed(ticket, lost.why, retry=retry)
-        if another is not None:
-            self._relay.counts.num_retried += 1
-            return another
-        self._relay.counts.num_lost += 1
+    async def _after(self, lost: _Lost) -> _Lost | None:
+        """Try again where that is right; else the client is told. None when the client has all there is for it."""
+        relay = self._relay
+        if lost.stale and self._repeatable:
+            relay.counts.num_resent_on_stale += 1
+            return await self._attempt(fresh=True)
+        ticket, self._ticket = self._ticket, None
+        assert ticket is not None
+        retry = not self._began and ticket.attempt < _MAX_ATTEMPTS and (self._repeatable or not lost.sent)
+        self._ticket = await relay.scheduling.failed(ticket, lost.why, retry=retry)
+        if self._ticket is not None:
+            relay.counts.num_retried += 1
+            return await self._attempt()
+        relay.counts.num_lost += 1
+        if not self._began:
+            self._answer_lost(ticket, lost)
+        return None
+
+    def _answer_lost(self, ticket: Ticket, lost: _Lost) -> None:
+        """No worker answered: the last one's own words if it had any, else ours."""
         if lost.headers is not None:
             self._answer_whole(lost.status, lost.headers, lost.body, ticket)
-        else:
-            status = 504 if lost.timed_out else 502
-            message = f"worker {ticket.address.worker} gave no answer: {lost.why}"
-            refused = Refused(status, message, kind="server_error", code="worker_unavailable")
-            self._answer_whole(*refusal(refused), ticket)
-        return None
+            return
+        status = 504 if lost.timed_out else 502
+        message = f"worker {ticket.address.worker} gave no answer: {lost.why}"
+        refused = Refused(status, message, kind="server_error", code="worker_unavailable")
+        self._answer_whole(*refusal(refused), ticket)
+
+    async def _answer_here(self, cold: Cold) -> None:
+        self._answer_whole(*await cold(self._message.request))
 
     @property
     def _repeatable(self) -> bool:
@@ -298,6 +335,7 @@ class Exchange:
     # the other ends of the path
 
     def _refuse(self, refused: Refused) -> None:
+        self._relay.counts.num_refused += 1
         self._answer_whole(*refusal(refused))
         self._client.answered(keep_alive=self._keep_alive)
 
@@ -396,18 +434,19 @@ class Exchange:
         if not self._began:
             self._begin()
         self._write(self._events.close() if self._events is not None else b"", last=True)
-        self._settle(None)
         self._finish()
+        self._settle(None)
 
     def on_lost(self, why: str, *, timed_out: bool = False) -> None:
         """Before the client has seen anything the call can go elsewhere; afterwards the answer ends here."""
+        stale = self._connection is not None and self._connection.reused and not timed_out
         self._connection = None
         self._held = None
         if not self._began:
             self._answer_head = b""
             self._chunked = False
             self._events = self._watcher = None
-            self._settle(_Lost(why, timed_out=timed_out))
+            self._settle(_Lost(why, timed_out=timed_out, stale=stale))
             return
         self._relay.counts.num_broken_streams += 1
         ticket = self._ticket
@@ -457,14 +496,31 @@ class Exchange:
         self._ticket = None
         relay.counts.num_answered += 1
         answer = Answer(complete=True)
-        if self._watcher is not None:
-            try:
+        try:
+            if self._watcher is not None:
                 answer = self._watcher.close()
-            except Exception:
-                log.exception("an answer could not be watched")
-        relay.scheduling.finished(ticket, answer)
-        relay.identity.answered(ticket.call, answer, relay.loop.time())
+        except Exception:
+            log.exception("an answer could not be watched")
+        try:
+            relay.scheduling.finished(ticket, answer)
+            relay.identity.answered(ticket.call, answer, relay.loop.time())
+        except Exception:
+            log.exception("an answer could not be learned from")
 
-    def _settle(self, outcome: _Lost | None) -> None:
-        if self._outcome is not None and not self._outcome.done():
-            self._outcome.set_result(outcome)
+
+@types.coroutine
+def _resumed(started: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:  # noqa: ANN401  a future's kind
+    """What is left of a coroutine whose first step was made by hand, which is waiting for `waits_for`."""
+    try:
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as error:  # noqa: BLE001  the coroutine decides what it means
+                waits_for = started.throw(error)
+            else:
+                waits_for = started.send(value)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    finally:
+        started.close()

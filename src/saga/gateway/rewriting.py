@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from saga.gateway.contracts import Call, Refused, Ticket, WorkerAddress
+from saga.gateway.contracts import Refused, Request, Ticket, WorkerAddress
 
 Headers = list[tuple[bytes, bytes]]
 """Header fields in order, names in lower case."""
@@ -52,16 +52,15 @@ def named_in_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[byt
     return frozenset(token.strip(b"\t ") for token in b",".join(values).lower().split(b","))
 
 
-def request_head(call: Call, address: WorkerAddress, num_body_bytes: int) -> bytes:
-    """The head sent to a worker: end-to-end fields of the client, Host and credentials of the worker. O(fields)."""
-    request = call.request
+def request_head(request: Request, address: WorkerAddress) -> bytes:
+    """The head sent to a worker but for `length_line`: end-to-end fields, the worker's Host and keys. O(fields)."""
     own = {name.lower() for name, _ in address.headers} if address.headers else ()
     hop = named_in_connection(request.headers)
     port = b"" if address.port == (443 if address.tls else 80) else b":%d" % address.port
     host = f"[{address.host}]" if ":" in address.host else address.host
     lines = [
         b"%b %b HTTP/1.1\r\nhost: %b%b\r\n"
-        % (request.method.encode(), (address.base_path + request.target).encode(), host.encode("idna"), port)
+        % (request.method.encode(), (address.base_path + request.target).encode(), host.encode(), port)
     ]
     lines += [
         b"%b: %b\r\n" % field
@@ -69,10 +68,14 @@ def request_head(call: Call, address: WorkerAddress, num_body_bytes: int) -> byt
         if (name := field[0]) not in _NOT_SENT and name not in hop and name not in own
     ]
     lines += [b"%b: %b\r\n" % field for field in address.headers]
-    if num_body_bytes or request.method not in _BODILESS_METHODS:
-        lines.append(b"content-length: %d\r\n" % num_body_bytes)
-    lines.append(b"\r\n")
     return b"".join(lines)
+
+
+def length_line(request: Request, num_body_bytes: int) -> bytes:
+    """The end of a request's head: its length, where the method has one."""
+    if num_body_bytes or request.method not in _BODILESS_METHODS:
+        return b"content-length: %d\r\n\r\n" % num_body_bytes
+    return b"\r\n"
 
 
 def with_fields(body: bytes, extra: Mapping[str, Any]) -> bytes:
