@@ -15,12 +15,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
-from saga.events import StepArrived
 from saga.gateway.workers import Worker
 from saga.scheduler.composition import Caps, Composition
 from saga.scheduler.forecasts import Forecaster
 from saga.scheduler.scheduler import Scheduler
-from saga.scheduler.sessions import Session
 
 Models: TypeAlias = frozenset[str] | None
 """Ids of models; None for a worker that does not say, which may get any."""
@@ -41,26 +39,10 @@ class Seat:
         self.leaving = False
 
 
-class HomesRemembered(Scheduler):
-    """A scheduler that knows where sessions lived before a restart: their prefixes are still there."""
-
-    homes: dict[str, tuple[str, int]]
-    """Of sessions that have not come back: (worker, tokens at home)."""
-
-    def _open(self, event: StepArrived) -> Session:
-        session = super()._open(event)
-        worker_name, tokens = self.homes.pop(event.session, ("", 0))
-        worker = self.fleet.get(worker_name)
-        if worker is not None and not worker.draining:
-            session.home, session.home_tokens, session.context_tokens = worker_name, tokens, tokens
-            worker.settle(session)
-        return session
-
-
 class Pool:
     """A scheduler and the seats of its workers. num_waiting: steps that have no worker yet."""
 
-    def __init__(self, models: Models, scheduler: HomesRemembered) -> None:
+    def __init__(self, models: Models, scheduler: Scheduler) -> None:
         self.models = models
         self.scheduler = scheduler
         self.seats: dict[str, Seat] = {}
@@ -176,9 +158,16 @@ class Pools:
         """Where sessions lived before a restart: they return there, if the worker is there."""
         self._homes.update((session, (worker, tokens)) for session, worker, tokens in homes)
 
-    def _new_scheduler(self, model: Forecaster | None) -> HomesRemembered:
-        scheduler = HomesRemembered(self._composition, caps=self._caps, weights=self._weights)
-        scheduler.homes = self._homes
+    def home_of(self, session: str, pool: Pool) -> tuple[str, int]:
+        """(seat, tokens) of a session that has not been here since the restart; ("", 0) of any other. O(1)."""
+        if not self._homes:
+            return "", 0
+        worker, tokens = self._homes.pop(session, ("", 0))
+        seat = self._seats.get(worker)
+        return (seat.name, tokens) if seat is not None and seat.pool is pool else ("", 0)
+
+    def _new_scheduler(self, model: Forecaster | None) -> Scheduler:
+        scheduler = Scheduler(self._composition, caps=self._caps, weights=self._weights)
         if model is not None:
             scheduler.model = model
         return scheduler

@@ -366,6 +366,7 @@ class GatewayScheduling:
             call.gap_kind,
             call.deadline_s,
             call.hints,
+            *self.pools.home_of(call.session, pool),
         )
 
     async def _join(self, step: _Step, call: Call) -> Ticket:
