@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -343,7 +344,7 @@ class Conversations:
         conversation.size = digest.size
         conversation.text = xxh3(digest.text) if digest.text else 0
         conversation.body = digest.body
-        conversation.model = model
+        conversation.model = sys.intern(model)
         conversation.step = step
         conversation.at_s = at_s
         conversation.live_until_s = at_s + self.settings.max_live_s

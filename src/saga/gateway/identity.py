@@ -110,7 +110,7 @@ class GatewayIdentity:
         tenant = self.tenants.authenticate(request.header(b"authorization"), request.header(b"x-api-key"))
         kind = kind_of(request.method, request.path)
         if kind is Kind.OTHER:
-            return self._other(request, tenant, at_s)
+            return self._alone(kind, request, tenant, at_s)
         encoding = request.header(b"content-encoding")
         if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
             raise Refused(400, "a compressed body is not read here: send it as it is", code="bad_encoding")
@@ -118,6 +118,8 @@ class GatewayIdentity:
         named = self.resolver.resolve(request.headers, body.fields)
         self._check_ours(named)
         tenant = self._believed(tenant, named)
+        if kind is Kind.EMBEDDINGS or not body.single:
+            return self._alone(kind, request, tenant, at_s, body)
         return self._call(kind, request, body, named, tenant, at_s)
 
     def answered(self, call: Call, answer: Answer, at_s: float, worker: str = "") -> None:
@@ -151,6 +153,8 @@ class GatewayIdentity:
         if body.previous_response_id is not None:
             known = self._responses.get(f"{tenant.name}/{body.previous_response_id}")
         digest = Digest(body, request.body, self.conversations.seed(scope), self._seed_of(tenant, body.model))
+        tokens = self.estimator.tokens(body.model, digest.size)
+        self.tenants.begin(tenant, tokens, at_s)
         placement = self.conversations.place(
             digest,
             scope=scope,
@@ -162,8 +166,7 @@ class GatewayIdentity:
             retrying=_retrying(request),
             after=known[0] if known is not None and session in (None, known[0]) else None,
         )
-        self.tenants.begin(tenant, placement.prompt_tokens, at_s)
-        step = self._step(tenant.name, placement.prompt_tokens, 0 if known is not None else digest.size)
+        step = self._step(tenant.name, tokens, 0 if known is not None else digest.size)
         self.conversations.began(placement, digest, step, body.model, at_s)
         call = self._named_call(kind, request, body, named, tenant, placement, step)
         call.pinned = known[1] if known is not None else ""
@@ -205,7 +208,7 @@ class GatewayIdentity:
         call.body = self._body_of(call, body, named, tenant)
         return call
 
-    def _body_of(self, call: Call, body: Body, named: Named, tenant: Tenant) -> bytes:
+    def _body_of(self, call: Call, body: Body, named: Named | None, tenant: Tenant) -> bytes:
         """The body to send: the client's own, unless usage is to be asked for or the tenant is salted."""
         raw = call.request.body
         added: dict[str, bytes] = {}
@@ -214,32 +217,39 @@ class GatewayIdentity:
             added["stream_options"] = _USAGE
             call.wants_usage = False
         if tenant.cache_salt and call.kind in (Kind.CHAT, Kind.COMPLETIONS, Kind.RESPONSES):
-            own = named.cache_salt or ""
+            own = (named.cache_salt if named is not None else None) or ""
             salt = hmac.digest(self._secret, f"{tenant.name}/{own}".encode("utf-8", "surrogatepass"), "sha256").hex()
             added["cache_salt"] = b'"%s"' % salt[:32].encode()
         return with_fields(raw, added) if added else raw
 
-    def _other(self, request: Request, tenant: Tenant, at_s: float) -> Call:
-        """A call that is passed through: a step of its own, counted against its tenant's limits."""
-        self.tenants.begin(tenant, 0, at_s)
-        step = self._step(tenant.name, 0, 0)
+    def _alone(self, kind: Kind, request: Request, tenant: Tenant, at_s: float, body: Body | None = None) -> Call:
+        """A call that no session owns: passed through, an embedding, or a batch of prompts."""
+        tokens = self.estimator.tokens(body.model, body.size) if body is not None else 0
+        self.tenants.begin(tenant, tokens, at_s)
+        step = self._step(tenant.name, tokens, 0)
         session = f"{tenant.name}/~{step}"
-        pinned = ""
-        if request.path.startswith(_RESPONSES):
-            known = self._responses.get(f"{tenant.name}/{request.path[len(_RESPONSES) :].partition('/')[0]}")
-            pinned = known[1] if known is not None else ""
-        return Call(
-            kind=Kind.OTHER,
+        call = Call(
+            kind=kind,
             request=request,
             tenant=tenant.name,
             session=session,
             task=session,
             step=step,
+            prompt_tokens=max(1, tokens),
             gap_kind="user",
-            retryable=request.method in _SAFE_METHODS,
-            pinned=pinned,
+            final=True,
+            retryable=kind in _STATELESS or request.method in _SAFE_METHODS,
             body=request.body,
         )
+        if body is not None:
+            call.model = body.model
+            call.stream = body.stream
+            call.max_output_tokens = body.max_output_tokens
+            call.body = self._body_of(call, body, None, tenant)
+        elif request.path.startswith(_RESPONSES):
+            known = self._responses.get(f"{tenant.name}/{request.path[len(_RESPONSES) :].partition('/')[0]}")
+            call.pinned = known[1] if known is not None else ""
+        return call
 
     def _step(self, tenant: str, tokens: int, num_bytes: int) -> str:
         self._num_steps += 1
