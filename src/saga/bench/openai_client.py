@@ -130,6 +130,8 @@ def base_url(url: str) -> str:
 
 
 def _why(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or "cannot connect"
     return str(error) or type(error).__name__
 
 

@@ -107,6 +107,8 @@ def replay(
     with _progress() as advance:
         run = Replay([parse_target(url) for url in urls], source, config, on_progress=advance)
         stopped = asyncio.run(_until_done_or_interrupted(run))
+    if not run.records:
+        raise typer.Exit(EXIT_INTERRUPTED)
     typer.echo(f"{source.name}: {source.provenance}")
     _show(run.records, config, document=_document(run.records, workload, config, limits), json=json)
     if stopped:
