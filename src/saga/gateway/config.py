@@ -16,6 +16,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,6 @@ from saga.gateway.workers import CircuitRules, WorkerConfig
 
 T = TypeVar("T")
 
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _SECTIONS = ("gateway", "scheduling", "health", "circuit", "worker")
 
 
@@ -47,7 +47,7 @@ class GatewayConfig:
     admin_key: str = ""
     tenants: str = ""
     db: str = ""
-    save_every_s: float = 5.0
+    save_every_s: float = 30.0
     drain_s: float = 30.0
     log_level: str = "warning"
     allow_unauthenticated: bool = False
@@ -76,7 +76,10 @@ class GatewayConfig:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach it."""
-    return host in _LOOPBACK or host.startswith("127.")
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_config(path: Path) -> GatewayConfig:
