@@ -6,6 +6,7 @@ It refuses to know workloads: it sends a body and reads an answer, streamed or n
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,7 +132,8 @@ def base_url(url: str) -> str:
 
 def _why(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or "cannot connect"
+        number = error.os_error.errno
+        return os.strerror(number) if number else str(error.os_error)
     return str(error) or type(error).__name__
 
 
