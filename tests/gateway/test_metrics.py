@@ -41,7 +41,7 @@ def test_a_call_is_counted_from_gate_to_end():
     assert seen["saga_ttft_seconds_count", (("worker", "a"),)] == 1
     assert seen["saga_tokens_total", (("tenant", "t"), ("what", "cached"))] == 8
     assert seen["saga_commands_total", (("command", "Dispatch"),)] == 1
-    assert seen["saga_decision_seconds_count", ()] >= 4
+    assert seen["saga_decision_seconds_count", ()] >= 3
     assert (seen["saga_sessions", ()], seen["saga_calls_running", ()]) == (1, 0)
 
 

@@ -1,17 +1,19 @@
 """What the gateway counts, for Prometheus to scrape. Names are documented in docs/gateway.md.
 
 Labels are bounded: workers are as many as there are, tenants beyond `max_tenants` are counted as "other", kinds and
-outcomes are fixed lists. Label values are looked up once and kept, so that counting a call costs microseconds. It
-refuses to know sessions' names and anything that a client wrote.
+outcomes are fixed lists. Counting is one addition in a dictionary (a tenth of what prometheus_client's own metrics
+take); families are made when somebody scrapes. It refuses to know sessions' names and anything that a client wrote.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -23,35 +25,80 @@ if TYPE_CHECKING:
 _WAIT_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _DECISION_S = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 2e-2)
+_MAX_SERIES = 10_000
+
+
+class _Counts:
+    """A counter by its labels' values."""
+
+    def __init__(self, name: str, text: str, *labels: str) -> None:
+        self.name = name
+        self.text = text
+        self.labels = labels
+        self.values: Counter[tuple[str, ...]] = Counter()
+
+    def family(self) -> Metric:
+        """What a scrape shows."""
+        family = CounterMetricFamily(self.name, self.text, labels=self.labels)
+        for key, value in self.values.items():
+            family.add_metric(key, value)
+        if len(self.values) > _MAX_SERIES:  # workers of many names came and went
+            self.values.clear()
+        return family
+
+
+class _Spans:
+    """A histogram of seconds by one label's value."""
+
+    def __init__(self, name: str, text: str, bounds_s: tuple[float, ...], *labels: str) -> None:
+        self.name = name
+        self.text = text
+        self.labels = labels
+        self._bounds_s = bounds_s
+        self._counts: dict[str, list[float]] = {}
+
+    def observe(self, label: str, seconds: float) -> None:
+        """Count one. The last two places hold what is over all bounds, and the sum."""
+        counts = self._counts.get(label)
+        if counts is None:
+            if len(self._counts) >= _MAX_SERIES:
+                self._counts.clear()
+            counts = self._counts[label] = [0.0] * (len(self._bounds_s) + 2)
+        counts[bisect_left(self._bounds_s, seconds)] += 1.0
+        counts[-1] += seconds
+
+    def family(self) -> Metric:
+        """What a scrape shows."""
+        family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
+        for label, counts in self._counts.items():
+            buckets: list[tuple[str, float]] = []
+            total = 0.0
+            for bound_s, number in zip((*self._bounds_s, float("inf")), counts, strict=False):
+                total += number
+                buckets.append(("+Inf" if bound_s == float("inf") else str(float(bound_s)), total))
+            family.add_metric((label,) if self.labels else (), buckets, counts[-1])
+        return family
 
 
 class GatewayMetrics:
     """A `scheduling.Meter` that counts into a registry of its own."""
 
     def __init__(self, *, max_tenants: int = 100) -> None:
-        registry = self.registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._max_tenants = max_tenants
         self._tenants: set[str] = set()
-        self._calls = Counter(
-            "saga_calls", "Calls that ended.", ("worker", "tenant", "kind", "outcome"), registry=registry
+        self._calls = _Counts("saga_calls", "Calls that ended.", "worker", "tenant", "kind", "outcome")
+        self._refused = _Counts("saga_refused", "Calls that got no worker.", "tenant", "why")
+        self._commands = _Counts("saga_commands", "What the scheduler ordered.", "command")
+        self._tokens = _Counts("saga_tokens", "Tokens by the engines' count.", "tenant", "what")
+        self._queued = _Spans("saga_queue_seconds", "Time at the gate.", _WAIT_S, "kind")
+        self._ttft = _Spans("saga_ttft_seconds", "From arrival to the answer's first byte.", _TTFT_S, "worker")
+        self._decision = _Spans("saga_decision_seconds", "Handling one event.", _DECISION_S)
+        self.registry.register(
+            _Counted(
+                (self._calls, self._refused, self._commands, self._tokens, self._queued, self._ttft, self._decision)
+            )
         )
-        self._refused = Counter("saga_refused", "Calls that got no worker.", ("tenant", "why"), registry=registry)
-        self._queued = Histogram(
-            "saga_queue_seconds", "Time at the gate.", ("kind",), buckets=_WAIT_S, registry=registry
-        )
-        self._ttft = Histogram(
-            "saga_ttft_seconds",
-            "From a call's arrival to the first byte of its answer.",
-            ("worker",),
-            buckets=_TTFT_S,
-            registry=registry,
-        )
-        self._decision = Histogram(
-            "saga_decision_seconds", "Handling one event.", buckets=_DECISION_S, registry=registry
-        )
-        self._commands = Counter("saga_commands", "What the scheduler ordered.", ("command",), registry=registry)
-        self._tokens = Counter("saga_tokens", "Tokens by the engines' count.", ("tenant", "what"), registry=registry)
-        self._kept: dict[tuple[str, ...], object] = {}
 
     def gauge(self, name: str, text: str, ask: Callable[[], float]) -> None:
         """A figure that is asked for when somebody scrapes."""
@@ -78,62 +125,49 @@ class GatewayMetrics:
 
     def decided(self, seconds: float) -> None:
         """An event was handled."""
-        self._decision.observe(seconds)
+        self._decision.observe("", seconds)
 
     def commanded(self, name: str) -> None:
         """The scheduler ordered something."""
-        self._child(self._commands, name).inc()
+        self._commands.values[(name,)] += 1
 
     def dispatched(self, worker: str, tenant: str, kind: str, queued_s: float) -> None:
         """A call got its ticket."""
-        self._child(self._queued, kind).observe(queued_s)
+        self._queued.observe(kind, queued_s)
 
     def began(self, worker: str, ttft_s: float) -> None:
         """The first byte came."""
-        self._child(self._ttft, worker).observe(ttft_s)
+        self._ttft.observe(worker, ttft_s)
 
     def ended(self, worker: str, tenant: str, kind: str, outcome: str, answer: Answer | None) -> None:
         """A ticket ended."""
         tenant = self.tenant_label(tenant)
-        self._child(self._calls, worker, tenant, kind, outcome).inc()
+        self._calls.values[worker, tenant, kind, outcome] += 1
         if answer is None:
             return
-        for what, tokens in (
-            ("prompt", answer.prompt_tokens),
-            ("cached", answer.cached_tokens),
-            ("output", answer.output_tokens),
-        ):
-            if tokens:
-                self._child(self._tokens, tenant, what).inc(tokens)
+        tokens = self._tokens.values
+        if answer.prompt_tokens:
+            tokens[tenant, "prompt"] += answer.prompt_tokens
+        if answer.cached_tokens:
+            tokens[tenant, "cached"] += answer.cached_tokens
+        if answer.output_tokens:
+            tokens[tenant, "output"] += answer.output_tokens
 
     def refused(self, tenant: str, kind: str, why: str) -> None:
         """A call got no ticket."""
-        self._child(self._refused, self.tenant_label(tenant), why).inc()
-
-    def _child(self, metric: Counter | Histogram, *labels: str) -> _Any:
-        """The metric's child with these labels, kept: `labels()` validates each time."""
-        key = (metric._name, *labels)  # noqa: SLF001 - the only name a metric has
-        child = self._kept.get(key)
-        if child is None:
-            if len(self._kept) > _MAX_KEPT:
-                self._kept.clear()
-            child = self._kept[key] = metric.labels(*labels)
-        return child  # type: ignore[return-value]
+        self._refused.values[self.tenant_label(tenant), why] += 1
 
 
-_MAX_KEPT = 10_000
+class _Counted(Collector):
+    """The families of what was counted."""
 
+    def __init__(self, metrics: tuple[_Counts | _Spans, ...]) -> None:
+        self._metrics = metrics
 
-class _Any(Protocol):
-    """A child of a counter or a histogram."""
-
-    def inc(self, amount: float = 1.0) -> None:
-        """Count."""
-        ...
-
-    def observe(self, amount: float) -> None:
-        """Count into buckets."""
-        ...
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        for metric in self._metrics:
+            yield metric.family()
 
 
 class _Holdings(Collector):

@@ -268,7 +268,8 @@ class GatewayScheduling:
         self.workers.succeeded(sent.worker)
         self._meter.began(sent.worker.name, at_s - sent.arrived_s)
         step = sent.step
-        if step is not None and step.seat is not None:
+        if step is not None and step.seat is not None and not self.composition.ordering.static:
+            # without stealing, only orderings that move ask what has not begun
             self._tell(step.pool, ev.FirstToken(at_s, step.call.step, step.seat.name))
 
     def finished(self, ticket: Ticket, answer: Answer) -> None:
