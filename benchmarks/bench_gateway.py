@@ -3,9 +3,9 @@
     python benchmarks/bench_gateway.py [--quick] [--rivals VENV] [--rival NAME="COMMAND {workers} {port}"] [--json FILE]
 
 Mock workers with a constant answer run in a process of their own; each contender (the front with trivial parts, with
-and without uvloop; the aiohttp twin; rivals) in another; the load comes from this process. All are measured in turn,
-block by block, in the same run, so ratios hold where absolute figures do not. Baselines are named: `direct` for
-latency added, `--baseline` (the twin) for ratios.
+and without uvloop; `saga serve` with all its parts; the aiohttp twin; rivals) in another; the load comes from this
+process. All are measured in turn, block by block, in the same run, so ratios hold where absolute figures do not.
+Baselines are named: `direct` for latency added, `--baseline` (the twin) for ratios.
 
 --rivals VENV starts `vllm-router` (with consistent hashing, with program scheduling) and `sglang-router` from
 VENV/bin where they are there. Everything listens on loopback, everything ends with the run.
@@ -373,9 +373,16 @@ def set_up(arguments: argparse.Namespace) -> tuple[list[Contender], list[subproc
         raise SystemExit("the mock workers did not start")
     contenders = [Contender("direct", workers[0])]
     urls = " ".join(f"http://127.0.0.1:{port}" for port in workers)
-    commands = {"front": "", "front without uvloop": "", "twin": ""}
+    saga = shlex.quote(str(Path(sys.executable).with_name("saga")))
+    flags = " ".join(f"--worker http://127.0.0.1:{port}" for port in workers)
+    commands = {
+        "front": "",
+        "front without uvloop": "",
+        "saga serve": f"{saga} serve --port {{port}} --admin-port {{spare}} {flags}",
+        "twin": "",
+    }
     if arguments.only:
-        commands = {name: "" for name in commands if name in arguments.only}
+        commands = {name: command for name, command in commands.items() if name in arguments.only}
     if arguments.rivals:
         commands |= rival_commands(arguments.rivals)
     commands |= dict(rival.split("=", 1) for rival in arguments.rival)

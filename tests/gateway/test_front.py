@@ -403,6 +403,6 @@ def test_any_bytes_leave_the_front_alive(conversations) -> None:
             await p.settle(lambda: p.front.num_connections == 0)
             assert (await p.talk(post(b"{}", CLOSE))).endswith(b"ok")
             ended = sum(p.scheduling.count(end) for end in ("finished", "cancelled", "failed"))
-            assert ended == p.scheduling.count("admit")
+            assert ended == p.scheduling.count("admit") == len(p.identity.learned)
 
     run(work())

@@ -256,7 +256,7 @@ def test_a_stream_that_breaks_ends_with_an_error_event() -> None:
             assert json.loads(body.removeprefix(TOKEN + b"data: "))["error"]["code"] == "worker_lost"
             assert second.startswith(b"HTTP/1.1 200 ")
             assert p.scheduling.log[:3] == [("admit", "1"), ("first byte", "1"), ("failed", "1", "final")]
-            assert p.identity.learned == []
+            assert [answer.complete for answer in p.identity.learned] == [False, False]
 
     run(work(), timeout_s=5)
 
@@ -339,6 +339,7 @@ def test_a_client_that_leaves_is_noticed(where) -> None:
             if where != "queue":
                 await p.settle(lambda: p.workers[0].num_closed == 1)
             assert p.scheduling.count("finished") + p.scheduling.count("failed") == 0
+            assert [answer.complete for answer in p.identity.learned] == [False]
             assert p.front.num_connections == 0
 
     run(work())

@@ -60,6 +60,7 @@ Cold: TypeAlias = Callable[[Request], Coroutine[Any, Any, tuple[int, Headers, by
 
 _LOST_STATUS = frozenset({502, 503, 504})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_HAVE_USAGE_CHUNKS = frozenset({Kind.CHAT, Kind.COMPLETIONS})
 _LARGEST_HELD_BODY = 65_536
 _MAX_ATTEMPTS = 2
 
@@ -310,6 +311,7 @@ class Exchange:
             relay.counts.num_retried += 1
             return await self._attempt()
         relay.counts.num_lost += 1
+        self._tell_identity(Answer(error=True))
         if not self._began:
             self._answer_lost(ticket, lost)
         return None
@@ -336,14 +338,12 @@ class Exchange:
 
     def _refuse(self, refused: Refused) -> None:
         self._relay.counts.num_refused += 1
+        self._tell_identity(Answer(error=True))
         self._answer_whole(*refusal(refused))
         self._client.answered(keep_alive=self._keep_alive)
 
     def _fail(self) -> None:
-        ticket, self._ticket = self._ticket, None
-        self._drop_connection()
-        if ticket is not None:
-            self._relay.scheduling.cancelled(ticket)
+        self._leave()
         if not self._began:
             self._answer_whole(*refusal(Refused(500, "the gateway failed; see its log", kind="server_error")))
             self._client.answered(keep_alive=self._keep_alive)
@@ -352,15 +352,23 @@ class Exchange:
 
     def _cancel(self) -> None:
         self._relay.counts.num_cancelled += 1
-        self._drop_connection()
-        ticket, self._ticket = self._ticket, None
-        if ticket is not None:
-            self._relay.scheduling.cancelled(ticket)
+        self._leave()
 
-    def _drop_connection(self) -> None:
+    def _leave(self) -> None:
+        """Drop the worker's connection; scheduling and identity hear that nothing comes of the call."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._relay.scheduling.cancelled(ticket)
+        self._tell_identity(Answer())
+
+    def _tell_identity(self, answer: Answer) -> None:
+        """Identity hears of the end of every call it identified, once."""
+        call, self._call = self._call, None
+        if call is not None:
+            self._relay.identity.answered(call, answer, self._relay.loop.time())
 
     def _answer_whole(self, status: int, headers: Headers, body: bytes, ticket: Ticket | None = None) -> None:
         keep_alive = self._keep_alive = self._keep_alive and self._client.keeps_alive()
@@ -381,35 +389,30 @@ class Exchange:
         ticket = self._ticket
         assert ticket is not None
         call = ticket.call
-        content_type = coding = b""
-        for name, value in headers:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"content-encoding":
-                coding = value.lower()
-        plain = coding in {b"", b"identity"}
-        if plain:
+        fields = dict(headers)
+        if fields.get(b"content-encoding", b"identity").lower() == b"identity":
             self._watcher = self._relay.watch(call, status, headers)
-            if content_type.startswith(b"text/event-stream"):
-                hide = not call.wants_usage and call.stream and call.kind in {Kind.CHAT, Kind.COMPLETIONS}
+            if fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+                hide = not call.wants_usage and call.stream and call.kind in _HAVE_USAGE_CHUNKS
                 self._events = EventStream(hide_usage=hide)
-        self._make_head(status, reason, headers, framing, ticket)
+        ends = self._frame(status, framing, fields.get(b"content-length"))
+        self._answer_head = b"".join(
+            (status_line(status, reason), *field_lines(answer_fields(headers)), notes(ticket), ends)
+        )
 
-    def _make_head(self, status: int, reason: bytes, headers: Headers, framing: Framing, ticket: Ticket) -> None:
-        http10 = self._message.http10
-        lines = [status_line(status, reason), *field_lines(answer_fields(headers)), notes(ticket)]
-        if framing is Framing.LENGTH and (self._events is None):
-            lines.append(b"content-length: %b\r\n" % next(v for n, v in headers if n == b"content-length"))
-        elif framing is Framing.NONE:
-            lines += [b"content-length: %b\r\n" % v for n, v in headers if n == b"content-length" and status != 204]
-        elif http10:
+    def _frame(self, status: int, framing: Framing, length: bytes | None) -> bytes:
+        """Decide how the client sees the answer's end; the head's last lines. The worker's length where it holds."""
+        lines = b""
+        if framing is Framing.NONE or (framing is Framing.LENGTH and self._events is None):
+            if length is not None and status != 204:
+                lines = b"content-length: %b\r\n" % length
+        elif self._message.http10:
             self._keep_alive = False
         else:
             self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            lines = b"transfer-encoding: chunked\r\n"
         self._keep_alive = self._keep_alive and self._client.keeps_alive()
-        lines.append(b"\r\n" if self._keep_alive else b"connection: close\r\n\r\n")
-        self._answer_head = b"".join(lines)
+        return lines + (b"\r\n" if self._keep_alive else b"connection: close\r\n\r\n")
 
     def on_body(self, data: bytes) -> None:
         """Pass bytes on, then let the watcher see them."""
@@ -503,7 +506,7 @@ class Exchange:
             log.exception("an answer could not be watched")
         try:
             relay.scheduling.finished(ticket, answer)
-            relay.identity.answered(ticket.call, answer, relay.loop.time())
+            self._tell_identity(answer)
         except Exception:
             log.exception("an answer could not be learned from")
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -110,6 +111,7 @@ def notes(ticket: Ticket) -> bytes:
     )
 
 
+@lru_cache(maxsize=4_096)
 def header_value(text: str) -> bytes:
     """Text as a header value: printable ASCII, at most 256 bytes; everything else becomes a question mark."""
     text = text[:_LONGEST_NOTE]
