@@ -79,7 +79,7 @@ def test_another_root_shares_nothing() -> None:
 
 def test_what_is_remembered_is_bounded_and_the_least_recently_used_goes_first() -> None:
     """Beyond max_blocks old prompts are forgotten; one that is used again and again is not."""
-    index = PromptIndex(BLOCK, 50)
+    index = PromptIndex(BLOCK, 100)
     often = index.place(b"", b"often used" * 8)
     index.answered(often, b"")
     for number in range(100):
@@ -87,7 +87,7 @@ def test_what_is_remembered_is_bounded_and_the_least_recently_used_goes_first() 
         again = index.place(b"", b"often used" * 8)
         index.answered(again, b"")
         assert again.path[0][0] == often.path[0][0]
-        assert index.num_blocks <= 60
+        assert index.num_blocks <= 100
     first = index.place(b"", f"{0:08}".encode() * 10)
     assert first.path[0][0] > often.path[0][0] + 100
 
@@ -98,3 +98,11 @@ def test_a_prompt_longer_than_the_memory_is_placed_all_the_same() -> None:
     placed = index.place(b"", b"y" * 800)
     index.answered(placed, b"z" * 80)
     assert index.place(b"", b"y" * 800 + b"z" * 80).prompt_tokens == 220
+
+
+def test_prompts_without_a_whole_block_leave_nothing_behind() -> None:
+    """However many short prompts come and go, answered or not, nothing is remembered of them."""
+    index = PromptIndex(BLOCK, 1 << 20)
+    for number in range(100):
+        (index.abandoned if number % 2 else lambda placed: index.answered(placed, b"x"))(index.place(b"", b"hi"))
+    assert index.num_blocks == 0

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +85,18 @@ def engine(
     if die_with_parent:
         _die_with_parent()
     server = EngineServer(settings)
-    asyncio.run(_serve(server, host, port, announce=announce, parent=parent if die_with_parent else None))
+    serving = _serve(server, host, port, announce=announce, parent=parent if die_with_parent else None)
+    with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+        runner.run(serving)
+
+
+def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """That of uvloop where it is installed (the extra `fast`), else asyncio's own."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop
+    return new_event_loop
 
 
 def _machine(name: str) -> Hardware:

@@ -21,6 +21,9 @@ import xxhash
 from saga.engine.filler import BYTES_PER_TOKEN
 from saga.views import PromptPath
 
+_RUN_COST = 4
+"""Blocks that a run counts for beside its own: it has a name, neighbours and a place in the order of use."""
+
 
 class _Run:
     """Blocks first, first + 1, ... of one stream behind `parent`. open: the next call may extend it."""
@@ -64,7 +67,7 @@ class PromptIndex:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks remembered now."""
+        """Blocks remembered now, each run counted as `_RUN_COST` more."""
         return self._num_blocks
 
     def place(self, root: bytes, prompt: bytes) -> Placed:
@@ -101,10 +104,12 @@ class PromptIndex:
         whole = len(text) // self._block_bytes * self._block_bytes
         self._append(run, self._chain(placed.state, memoryview(text)[:whole]))
         run.open = True
+        self._forget_if_empty(run)
 
     def abandoned(self, placed: Placed) -> None:
         """The answer will never be complete; the run stays closed, later prompts fork from what is known of it."""
         placed.run.open = False
+        self._forget_if_empty(placed.run)
 
     def _chain(self, state: Any, data: memoryview) -> list[int]:  # noqa: ANN401 - xxhash has no public type
         """The digest after each block of `data`."""
@@ -141,7 +146,13 @@ class PromptIndex:
         self._num_names += 1
         run = _Run(self._num_names, matched, parent)
         self._runs[run.name] = run
+        self._num_blocks += _RUN_COST
         return run
+
+    def _forget_if_empty(self, run: _Run) -> None:
+        """A run without a whole block can never be found again."""
+        if not run.digests and self._runs.pop(run.name, None) is not None:
+            self._num_blocks -= _RUN_COST
 
     def _append(self, run: _Run, digests: list[int]) -> None:
         run.digests += digests
@@ -157,7 +168,7 @@ class PromptIndex:
             run = run.parent
         while self._num_blocks > self._max_blocks and len(self._runs) > 1:
             _, oldest = self._runs.popitem(last=False)
-            self._num_blocks -= len(oldest.digests)
+            self._num_blocks -= len(oldest.digests) + _RUN_COST
             for digest in oldest.digests:
                 if self._run_of.get(digest) is oldest:
                     del self._run_of[digest]

@@ -94,12 +94,14 @@ class RealTime:
         return call
 
     def cancel(self, call: LiveCall) -> None:
-        """The client has gone: the call gives its blocks back at once."""
-        request = call.request
+        """The client has gone: the call gives its blocks back at once, unless it has ended by now."""
+        request, at_s = call.request, self.now_s()
+        self._advance(at_s)
         if self._calls.pop(request.step, None) is None:
+            self._arm()
             return
         self._streaming.pop(request.step, None)
-        self.engine.cancel(request.step, self.now_s())
+        self.engine.cancel(request.step, at_s)
         self._on_end(request)
         call.show(call.tokens, done=True)
         self._arm()
@@ -125,7 +127,11 @@ class RealTime:
         self._timer = self._loop.call_later(max(0.0, wait_s), self._fire) if wait_s < inf else None
 
     def _fire(self) -> None:
-        at_s = self.now_s()
+        self._advance(self.now_s())
+        self._arm()
+
+    def _advance(self, at_s: float) -> None:
+        """Let the engine's time come; tell the calls what became visible."""
         self._looked_s = self._loop.time()
         for outcome in self.engine.advance(at_s):
             call = self._calls.get(outcome.step)
@@ -141,4 +147,3 @@ class RealTime:
                 call.show(1)
         for call in self._streaming.values():
             call.show(self.engine.generated(call.request, at_s))
-        self._arm()

@@ -50,6 +50,7 @@ from saga.errors import PeerError, UsageError
 
 MAX_BODY_BYTES = 64 * 2**20
 _MAX_STORED = 10_000
+_LEAST_INDEX_BLOCKS = 65_536
 _EMBEDDING_SIZE = 64
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 _encode = msgspec.json.encode
@@ -110,7 +111,7 @@ class EngineServer:
         of_engine = self.engine.settings
         self.max_model_len = min(settings.max_model_len or of_engine.kv_tokens, of_engine.kv_tokens)
         blocks = (of_engine.kv_tokens + of_engine.host_kv_tokens) // of_engine.block_tokens
-        self._index = PromptIndex(of_engine.block_tokens, max(65_536, 8 * blocks))
+        self._index = PromptIndex(of_engine.block_tokens, max(_LEAST_INDEX_BLOCKS, 4 * blocks))
         self._exposition = Exposition(self.engine, self.model, settings.speed)
         self._stored: OrderedDict[str, list[Turn]] = OrderedDict()
         self._created = int(time.time())
