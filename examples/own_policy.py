@@ -2,8 +2,8 @@
 
     python examples/own_policy.py
 
-A policy is a frozen dataclass that answers one question. This one holds every session's place for a fixed time per tool
-call that the session has made so far: patience that grows with what has been invested.
+A policy is a frozen dataclass that answers one question. This one says how long a session's place is held across a gap:
+a minute, times the share of its prefix that is expected to be used again.
 """
 
 from __future__ import annotations
