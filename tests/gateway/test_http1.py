@@ -108,6 +108,7 @@ BAD = {
     "a tab in the request line": (400, head(b"Host: a", first=b"GET\t/v1/x HTTP/1.1")),
     "a space in the target": (400, head(b"Host: a", first=b"GET /v1/ x HTTP/1.1")),
     "a target beyond ASCII": (400, head(b"Host: a", first=b"GET /v1/\xe9 HTTP/1.1")),
+    "two empty lines": (400, b"\r\n\r\n" + GET),
     "HTTP/0.9": (400, b"GET /v1/x\r\n\r\n"),
     "HTTP/2": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     "HTTP/1.2": (505, head(b"Host: a", first=b"GET /v1/x HTTP/1.2")),

@@ -99,6 +99,7 @@ class RequestReader:
         "_need",
         "_num_bytes",
         "_peer",
+        "_skipped_line",
         "_template",
         "head_only",
     )
@@ -112,6 +113,7 @@ class RequestReader:
         self._chunked: _ChunkedBody | None = None
         self._need = 0
         self._expects_continue = False
+        self._skipped_line = False
         self._template: _Template | None = None
         self.head_only = False
         """The request being read, or the one read last, is a HEAD: answers to it carry no body."""
@@ -185,6 +187,9 @@ class RequestReader:
         self.head_only = False
         buffer = self._joined()
         if buffer.startswith(b"\r\n"):  # RFC 9112 2.2: an empty line before a request is ignored; one, not many
+            if self._skipped_line or buffer.startswith(b"\r\n", 2):
+                raise Refused(400, "there is more than one empty line before the request")
+            self._skipped_line = True
             buffer = buffer[2:]
             self._set(buffer)
         end = buffer.find(b"\r\n\r\n")
@@ -195,6 +200,7 @@ class RequestReader:
         if message is None:
             message = self._parse_head(buffer[: end + 2])
             self._remember(buffer[: end + 4], message)
+        self._skipped_line = False
         self._set(buffer[end + 4 :])
         return message
 
