@@ -162,6 +162,22 @@ def test_a_restart_knows_what_was_learned_and_where_sessions_live(scene, play, t
     play(work)
 
 
+def test_a_restart_finds_sessions_by_their_content_too(scene, play, tmp_path):
+    """Agents without any key return to the worker that has their prefix."""
+
+    async def work():
+        db = str(tmp_path / "saga.db")
+        async with scene(3, db=db) as s:
+            before = [(await s.agent(f"agent {i}", 2))[-1] for i in range(6)]
+            assert len(set(before)) == 3
+            await s.gateway.stop(1.0)
+            async with scene(engines=s.engines, db=db) as again:
+                after = [(await again.agent(f"agent {i}", 3)) for i in reversed(range(6))]
+                assert after == [[worker] * 3 for worker in reversed(before)]
+
+    play(work)
+
+
 def test_tenants_cannot_join_one_anothers_sessions(scene, play, tmp_path):
     """The same name in two tenants is two sessions; without a key there is none."""
     keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("red", "blue")}

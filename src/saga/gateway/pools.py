@@ -11,7 +11,6 @@ what runs there now. This module refuses to know calls, waiting and time.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
@@ -24,6 +23,7 @@ Models: TypeAlias = frozenset[str] | None
 """Ids of models; None for a worker that does not say, which may get any."""
 
 _MAX_MODELS = 1_024
+_HOMES_AT_A_TIME = 2_000
 
 
 class Seat:
@@ -143,16 +143,18 @@ class Pools:
 
     # ------------------------------------------------------------------ restarts
 
-    def homes(self, most: int) -> list[tuple[str, str, int]]:
-        """(session, worker, tokens at home) of at most `most` sessions, those seen last. O(sessions)."""
-        found = [(session, worker, tokens) for session, (worker, tokens) in self._homes.items()]
-        found += [
-            (session.session, pool.seats[session.home].worker.name, session.home_tokens)
-            for pool in self._pools.values()
-            for session in deque(pool.scheduler.sessions, maxlen=most)
-            if session.home_tokens and session.home in pool.seats
-        ]
-        return found[-most:]
+    def homes(self, most: int) -> Iterator[list[tuple[str, str, int]]]:
+        """(session, worker, tokens at home) of about `most` sessions, those seen last, some at a time."""
+        names = {name: seat.worker.name for pool in self._pools.values() for name, seat in pool.seats.items()}
+        yield [(session, worker, tokens) for session, (worker, tokens) in self._homes.items()][-most:]
+        for pool in list(self._pools.values()):
+            sessions = list(pool.scheduler.sessions)[-most:]
+            for start in range(0, len(sessions), _HOMES_AT_A_TIME):
+                yield [
+                    (session.session, names[session.home], session.home_tokens)
+                    for session in sessions[start : start + _HOMES_AT_A_TIME]
+                    if session.home_tokens and session.home in names
+                ]
 
     def remember(self, homes: list[tuple[str, str, int]]) -> None:
         """Where sessions lived before a restart: they return there, if the worker is there."""

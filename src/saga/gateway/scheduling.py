@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -327,11 +327,24 @@ class GatewayScheduling:
         """Tenants' weights from now on."""
         self.pools.set_weights(weights)
 
-    def snapshot(self, most: int = 50_000) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """What is worth keeping over a restart, as plain data: learned graphs, and where sessions live. O(both)."""
+        data: dict[str, Any] = {}
+        for part in self.snapshots():
+            data = part
+        return data
+
+    def snapshots(self, most: int = 50_000) -> Iterator[dict[str, Any]]:
+        """What `snapshot` gives, growing by some milliseconds' work at a time; calls may be served in between."""
+        data: dict[str, Any] = {"model": None, "homes": []}
         model = self.pools.model
-        learned = model.snapshot() if isinstance(model, WorkflowModel) else None
-        return {"model": learned, "homes": self.pools.homes(most)}
+        for learned in model.snapshots() if isinstance(model, WorkflowModel) else ():
+            data["model"] = learned
+            yield data
+        for homes in self.pools.homes(most):
+            data["homes"] += homes
+            yield data
+        yield data
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Take over what `snapshot` gave, before the first call. Raises UsageError for another format."""

@@ -237,7 +237,12 @@ class Gateway:
     async def _save_on(self) -> None:
         while True:
             await asyncio.sleep(self.config.save_every_s)
-            self._save()
+            data: dict[str, Any] = {}
+            for part in self.scheduling.snapshots():
+                data = part
+                await asyncio.sleep(0)  # calls come first
+            if self.store is not None:
+                self.store.save("scheduling", data)
 
 
 def _watcher(call: Call, status: int, headers: Headers) -> AnswerWatcher:

@@ -23,7 +23,7 @@ Source: paper (AEG, theta_conf 0.7, cold start 30 tasks).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import exp, log
 from typing import Any
@@ -572,12 +572,20 @@ class WorkflowModel:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything learned, as plain data that JSON can carry; bounded by the settings. Tracks are not in it."""
-        return {
-            "format": _FORMAT,
-            "average": self._average.snapshot(),
-            "kinds": {kind: graph.snapshot() for kind, graph in self._kinds.items()},
-            "trust": {kind: trust.snapshot() for kind, trust in self._trust.items()},
-        }
+        data: dict[str, Any] = {}
+        for part in self.snapshots():
+            data = part
+        return data
+
+    def snapshots(self) -> Iterator[dict[str, Any]]:
+        """What `snapshot` gives, growing by one kind at a time; the last is whole. Learning may go on in between."""
+        data: dict[str, Any] = {"format": _FORMAT, "average": self._average.snapshot(), "kinds": {}, "trust": {}}
+        yield data
+        for kind, graph in list(self._kinds.items()):
+            if kind in self._trust:
+                data["kinds"][kind] = graph.snapshot()
+                data["trust"][kind] = self._trust[kind].snapshot()
+                yield data
 
     def restore(self, data: dict[str, Any]) -> None:
         """Take over what `snapshot` gave, in place of what was learned here. Raises UsageError for another format."""
