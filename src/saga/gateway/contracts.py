@@ -160,7 +160,7 @@ class Refused(SagaError):
 
 
 class Identity(Protocol):
-    """Whose call is it?"""
+    """Tells whose call it is."""
 
     def identify(self, request: Request, at_s: float) -> Call:
         """The call; raises Refused (400, 401, 404, 413, 429) where it cannot be served. Never blocks."""
