@@ -1,0 +1,87 @@
+"""SAGA's whole gateway against other routers, on the same mock workers, in the same run.
+
+    python benchmarks/rivals.py [--quick] [--venv .venv-rivals] [--no-install] [--json FILE]
+
+Installs the routers' wheels (`PINNED`) into an environment of their own if they are not there, then measures, block by
+block in turn: the direct call, `saga serve` (scheduler, identity, metrics, all on), `vllm-router` with consistent
+hashing, `vllm-router` with program scheduling (the same job as ours, and the baseline), `sglang-router` cache-aware.
+Added latency p50 and p95 at 2 KB, 200 KB and 1 MB (one client); requests/s of 16 and 64 clients and the CPU they cost;
+CPU per streamed token of 64 paced streams. Ratios in brackets: above 1 is better than the baseline.
+
+A router that cannot be installed or does not start is left out with a word. All of it listens on loopback and ends with
+the run. `environment` and `gateways` serve the other benchmarks against rivals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import bench_gateway
+from mock_fleet import Gateway, saga_command
+
+PINNED = ("vllm-router==0.1.17", "sglang-router==0.3.2")
+BASELINE = "vllm-router program"
+HOME = Path(__file__).resolve().parent.parent / ".venv-rivals"
+
+
+def environment(home: Path, *, install: bool = True) -> Path:
+    """The routers' environment, made where it is missing; what cannot be installed is told and left out."""
+    if not install:
+        return home
+    if not (home / "bin" / "python").exists():
+        venv.create(home, with_pip=True)
+    for requirement in PINNED:
+        if not (home / "bin" / requirement.partition("=")[0]).exists():
+            command = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", requirement]
+            if subprocess.run(command, check=False).returncode:
+                print(f"{requirement} cannot be installed: left out", file=sys.stderr)
+    return home
+
+
+def gateways(home: Path, urls: list[str], *saga_options: str) -> list[Gateway]:
+    """`saga serve` and the routers of that environment, not started."""
+    rivals = bench_gateway.rival_commands(home)
+    found = [Gateway("saga serve", saga_command(urls, *saga_options))]
+    return found + [Gateway(name, command) for name, command in rivals.items()]
+
+
+def main() -> None:
+    """Run it all."""
+    bench_gateway.install_uvloop()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the work: noisy")
+    parser.add_argument("--venv", type=Path, default=HOME)
+    parser.add_argument("--no-install", action="store_true", help="take what is in the environment")
+    parser.add_argument("--front", action="store_true", help="also the data plane without scheduler and identity")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    home = environment(arguments.venv, install=not arguments.no_install)
+    settings = argparse.Namespace(
+        quick=arguments.quick,
+        rivals=home,
+        rival=[],
+        only=["saga serve", *(["front"] if arguments.front else [])],
+    )
+    contenders, processes = bench_gateway.set_up(settings)
+    try:
+        asyncio.run(bench_gateway.measure(contenders, settings))
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    rows = bench_gateway.show(contenders, BASELINE)
+    if arguments.json:
+        said = {"kind": "measured", "baseline": BASELINE, "pinned": PINNED, "rows": rows}
+        arguments.json.write_text(json.dumps(said, indent=1))
+
+
+if __name__ == "__main__":
+    main()
