@@ -306,9 +306,9 @@ def faults(found: dict[str, Any]) -> list[str]:
     return told
 
 
-async def fill(gateway: Watched, num_sessions: int, num_clients: int) -> None:
-    """So many sessions of two turns that stay open."""
-    left = iter(range(num_sessions))
+async def fill(gateway: Watched, numbers: range, num_clients: int) -> None:
+    """Sessions of two turns that stay open."""
+    left = iter(numbers)
 
     async def drive() -> None:
         caller = Redialling(gateway.port)
@@ -326,9 +326,8 @@ async def weigh(arguments: argparse.Namespace, gateway: Watched) -> dict[str, An
     """Memory per 100,000 live sessions, from the second half of a ramp."""
     points = []
     half = arguments.sessions // 2
-    await fill(gateway, 200, arguments.clients)
-    for number in (half, 2 * half):
-        await fill(gateway, number, arguments.clients)
+    for numbers in (range(half), range(half, 2 * half)):
+        await fill(gateway, numbers, arguments.clients)
         points.append((await asyncio.to_thread(gateway.sizes), gateway.rss_bytes()))
     (first, low), (second, high) = points
     more = second["sessions"] - first["sessions"]

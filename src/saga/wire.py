@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -447,6 +448,57 @@ class Named:
 
 _IDENTITY: Final = frozenset({"session", "task", "parent", "root", "group", "agent", "parent_agent"})
 _NOTHING: Final[Mapping[str, Any]] = {}
+_rank_of = itemgetter(0)
+
+
+class _Entry:
+    """A field of a convention, as it is looked up. rank: its place among all fields of all conventions."""
+
+    __slots__ = ("convention", "is_header", "is_identity", "order", "rank", "read", "what", "where")
+
+    def __init__(self, rank: int, order: int, convention: str, field: Field) -> None:
+        self.rank = rank
+        self.order = order
+        self.convention = convention
+        self.what = field.what
+        self.where = ".".join(field.path) or field.header
+        self.read = field.read
+        self.is_header = bool(field.header)
+        self.is_identity = field.what in _IDENTITY
+
+
+class _Branch:
+    """Fields of bodies by their paths' next key: only keys that a body has are looked at."""
+
+    __slots__ = ("_below", "_first", "_here")
+
+    def __init__(self) -> None:
+        self._here: dict[str, list[_Entry]] = {}
+        self._below: dict[str, _Branch] = {}
+        self._first: list[_Entry] = []
+
+    def add(self, path: tuple[str, ...], entry: _Entry) -> None:
+        """A field at `path`; fields are added by rank."""
+        self._first = self._first or [entry]
+        if len(path) == 1:
+            self._here.setdefault(path[0], []).append(entry)
+        else:
+            self._below.setdefault(path[0], _Branch()).add(path[1:], entry)
+
+    def find(self, value: object, found: list[tuple[int, _Entry, Any]]) -> None:
+        """Add (rank, field, value) of all fields in an object. A JSON object written as a string counts as an object.
+
+        Where it is malformed, its first field has the reason as its value. O(keys of this branch or of the object).
+        """
+        try:
+            values = _object(value)
+        except Unreadable as why:
+            found += [(entry.rank, entry, why) for entry in self._first]
+            return
+        for key in self._here.keys() & values.keys():
+            found += [(entry.rank, entry, values[key]) for entry in self._here[key]]
+        for key in self._below.keys() & values.keys():
+            self._below[key].find(values[key], found)
 
 
 class Resolver:
@@ -458,52 +510,57 @@ class Resolver:
     def __init__(self, conventions: tuple[Convention, ...] = DEFAULT) -> None:
         self.conventions = conventions
         self.ignored: Counter[tuple[str, str, str]] = Counter()
-        self._headers: dict[bytes, list[tuple[int, int]]] = {}
-        self._fields: dict[str, list[tuple[int, int]]] = {}
+        self._headers: dict[bytes, list[_Entry]] = {}
+        self._body = _Branch()
+        rank = 0
         for order, convention in enumerate(conventions):
-            for place, field in enumerate(convention.fields):
+            for field in convention.fields:
+                entry = _Entry(rank, order, convention.name, field)
+                rank += 1
                 if field.header:
-                    self._headers.setdefault(field.header.encode(), []).append((order, place))
+                    self._headers.setdefault(field.header.encode(), []).append(entry)
                 else:
-                    self._fields.setdefault(field.path[0], []).append((order, place))
+                    self._body.add(field.path, entry)
 
     def resolve(self, headers: Iterable[tuple[bytes, bytes]], body_fields: Mapping[str, Any] = _NOTHING) -> Named:
         """What the call says about itself. headers: lower-case names; body_fields: top-level fields, decoded.
 
         Never raises. Cost: O(headers + body fields), independent of the number of conventions that say nothing.
         """
-        found: list[tuple[int, int, Any]] = []
+        found: list[tuple[int, _Entry, Any]] = []
         known = self._headers
         for name, value in headers:
             if name in known:
-                found += [(order, place, value) for order, place in known[name]]
-        for key, value in body_fields.items():
-            found += [(order, place, value) for order, place in self._fields.get(key, ())]
+                found += [(entry.rank, entry, value) for entry in known[name]]
+        if body_fields:
+            self._body.find(body_fields, found)
         named = Named()
         if found:
-            found.sort(key=lambda hit: hit[:2])
+            if len(found) > 1:
+                found.sort(key=_rank_of)
             self._read(found, named)
         return named
 
-    def _read(self, found: list[tuple[int, int, Any]], named: Named) -> None:
+    def _read(self, found: list[tuple[int, _Entry, Any]], named: Named) -> None:
         said: dict[str, Value] = {}
         identities: dict[int, dict[str, str]] = {}
         ignored: list[tuple[str, str, str]] = []
-        opened: dict[tuple[str, ...], Mapping[str, Any]] = {}
-        for order, place, raw in found:
-            convention = self.conventions[order]
-            field = convention.fields[place]
-            into: dict[str, Any] = identities.setdefault(order, {}) if field.what in _IDENTITY else said
-            if field.what in into:
+        for _, entry, raw in found:
+            into: dict[str, Any] = identities.setdefault(entry.order, {}) if entry.is_identity else said
+            if type(raw) is Unreadable:
+                ignored.append((entry.convention, entry.where, str(raw)))
+                continue
+            if entry.what in into:
                 continue
             try:
-                value = _dig(raw, field.path, opened) if field.path else raw.decode("utf-8")
-                if value is not None:
-                    into[field.what] = field.read(value)
+                if entry.is_header:
+                    into[entry.what] = entry.read(raw.decode("utf-8"))
+                elif raw is not None:
+                    into[entry.what] = entry.read(raw)
             except Unreadable as why:
-                ignored.append((convention.name, ".".join(field.path) or field.header, str(why)))
+                ignored.append((entry.convention, entry.where, str(why)))
             except UnicodeDecodeError:
-                ignored.append((convention.name, field.header, "not UTF-8"))
+                ignored.append((entry.convention, entry.where, "not UTF-8"))
         if ignored:
             named.ignored = tuple(ignored)
             self.ignored.update(ignored)
@@ -547,21 +604,6 @@ def _spread(said: dict[str, Value], named: Named) -> None:
         hints["final"] = named.final
     if hints:
         named.hints = Hints(**hints)
-
-
-def _dig(top: object, path: tuple[str, ...], opened: dict[tuple[str, ...], Mapping[str, Any]]) -> object:
-    """The value at `path`, whose first key holds `top`; None where there is none.
-
-    opened: objects on the way, by path; a JSON object that is written as a string is decoded once.
-    """
-    if len(path) == 1:
-        return top
-    above = path[:-1]
-    if above not in opened:
-        opened[above] = _NOTHING
-        value = _dig(top, above, opened)
-        opened[above] = _object(value)
-    return opened[above].get(path[-1])
 
 
 def _object(value: object) -> Mapping[str, Any]:
