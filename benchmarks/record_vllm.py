@@ -13,6 +13,7 @@ in the queue before i is scheduled. One with `after` arrives `delay` iterations 
 finish + 1 + delay. "decisions" are in the order of arrival; there `admitted`, `first_token`, `finished` and
 `preempted` are iterations, `cached` is the prefix hit at the first admission, `resumed_cached` at each one after a
 preemption, `prefilled` all tokens that went through the model except the one per decode iteration.
+With a host tier `host` is what of `cached` was loaded from it; stores take no time, loads whole iterations.
 "iterations" tells runs of equal iterations: [first iteration, how many, {step: tokens scheduled}, blocks no live call
 holds once the first of them is scheduled].
 """
@@ -23,7 +24,8 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,17 @@ def fork_of_running() -> Scenario:
     )
 
 
+def host_tier() -> Scenario:
+    """What the device lost is loaded, what the tier lost too is computed again."""
+    asks = [Ask(f"{name}0", name, ((stream, 96),), 4, delay=8 * i) for i, (name, stream) in enumerate(_PEOPLE)]
+    asks += [Ask(f"{n}1", n, ((s, 120),), 4, after="d0", delay=20 * i) for i, (n, s) in enumerate(_PEOPLE)]
+    return Scenario(
+        "tail_first with a host tier of 24 blocks: the calls load what is left of their sessions in it",
+        Settings(num_blocks=14, chunk_tokens=256, max_running=4, host_blocks=24, load_tokens_per_s=16.0),
+        tuple(asks),
+    )
+
+
 def duplicates_under_pressure() -> Scenario:
     """Copies of the same blocks stay in vLLM's cache and push others out."""
     return Scenario(
@@ -316,8 +329,9 @@ def _agents(
     chunk_tokens: int = 64,
     max_output_tokens: int = 24,
     times: float = 1.3,
+    host: float = 0.0,
 ) -> Scenario:
-    """Seven agents in a closed loop whose contexts together are about `times` the cache."""
+    """Seven agents in a closed loop whose contexts together are about `times` the cache; `host` tier per cache."""
     dice = random.Random(seed)
     asks: list[Ask] = []
     num_agents, num_calls = 7, 9
@@ -349,8 +363,13 @@ def _agents(
     return Scenario(
         f"{num_agents} agents of {num_calls} calls at oversubscription {times}, seed {seed}"
         + (", histories rewritten now and then" if rewrite else "")
-        + (", long answers" if max_output_tokens > 24 else ""),
-        Settings(num_blocks=num_blocks, chunk_tokens=chunk_tokens, max_running=6, queue=queue),
+        + (", long answers" if max_output_tokens > 24 else "")
+        + (f", a host tier of {host} times the cache" if host else ""),
+        replace(
+            Settings(num_blocks=num_blocks, chunk_tokens=chunk_tokens, max_running=6, queue=queue),
+            host_blocks=round(host * num_blocks),
+            load_tokens_per_s=16.0 if host else inf,
+        ),
         tuple(asks),
     )
 
@@ -376,6 +395,7 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
         duplicate_computation,
         duplicates_under_pressure,
         fork_of_running,
+        host_tier,
     )
 } | {
     "agents_fcfs_1": lambda: _agents(1, "fcfs"),
@@ -383,6 +403,9 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "agents_fcfs_3": lambda: _agents(3, "fcfs", rewrite=0.3),
     "agents_priority_4": lambda: _agents(4, "priority"),
     "agents_priority_5": lambda: _agents(5, "priority", rewrite=0.3, chunk_tokens=200),
+    "agents_host_small_fcfs_8": lambda: _agents(8, "fcfs", times=2.0, host=0.7),
+    "agents_host_small_priority_9": lambda: _agents(9, "priority", times=2.0, host=0.7),
+    "agents_host_rewrite_fcfs_10": lambda: _agents(10, "fcfs", rewrite=0.3, times=2.0, host=1.0),
     "agents_long_answers_fcfs_6": lambda: _agents(6, "fcfs", max_output_tokens=120, times=1.6),
     "agents_long_answers_priority_7": lambda: _agents(7, "priority", max_output_tokens=120, times=1.6),
 }
@@ -405,8 +428,11 @@ def record(scenario: Scenario) -> dict[str, Any]:
         for ask in due.pop(now, []):
             engine.submit(Call(ask.step, ask.path, ask.output_tokens, ask.priority), now)
         decision = engine.schedule(now)
+        if decision is None:
+            now += 1
+            continue
         _note(iterations, now, decision.num_scheduled_tokens, engine.num_free_blocks)
-        for call in engine.finish(decision, now):
+        for call in engine.finish(decision, now, copied_by=now + 1):
             for ask in following.pop(call.step, []):
                 due.setdefault(now + 1 + ask.delay, []).append(ask)
         now += 1
@@ -414,9 +440,9 @@ def record(scenario: Scenario) -> dict[str, Any]:
         "about": scenario.about,
         "vllm": VLLM_VERSION,
         "scheduler": "vllm.v1.core.sched.scheduler.Scheduler",
-        "engine": vars(scenario.engine),
+        "engine": _told(scenario.engine),
         "calls": [vars(ask) for ask in scenario.asks],
-        "decisions": [_decision(call) for call in engine.calls.values()],
+        "decisions": [_decision(call, host=scenario.engine.host_blocks > 0) for call in engine.calls.values()],
         "iterations": iterations,
     }
 
@@ -429,8 +455,16 @@ def _note(iterations: list[list[Any]], now: int, scheduled: dict[str, int], num_
         iterations.append([now, 1, dict(scheduled), num_free_blocks])
 
 
-def _decision(call: Call) -> dict[str, Any]:
-    return {
+def _told(engine: Settings) -> dict[str, Any]:
+    told = vars(engine)
+    host = {"host_blocks": told["host_blocks"], "load_tokens_per_s": told["load_tokens_per_s"]}
+    basic = ("num_blocks", "block_tokens", "chunk_tokens", "max_running", "queue")
+    return {name: told[name] for name in basic} | (host if engine.host_blocks else {})
+
+
+def _decision(call: Call, *, host: bool) -> dict[str, Any]:
+    loaded = {"host": call.host_tokens} if host else {}
+    return loaded | {
         "step": call.step,
         "arrived": call.arrived,
         "admitted": call.admitted,

@@ -7,12 +7,14 @@ priority` with the arrival of the task as priority.
 
     /tmp/vllm-venv/bin/pip install --no-deps -e .
     /tmp/vllm-venv/bin/python benchmarks/vllm_parity.py --tasks 60 --oversubscription 0.7 1.0 1.5
+    /tmp/vllm-venv/bin/python benchmarks/vllm_parity.py --tasks 60 --dram-tokens 300000 1200000 --queue fcfs
 
-(see real_vllm.py for the environment). In a collapse a difference in the last bit of a time grows until whole tasks
-change places. `--exact` rounds latencies and gaps to 2^-20 s, so that sums of times are the same in every order: then
-what is left between the engines is decisions that differ (one block among millions of tokens). The real scheduler
-takes about 1,300 steps per second, the modelled engine thousands of calls. This file refuses to know SAGA's policies:
-it is about the engine below them.
+(see real_vllm.py for the environment). With `--dram-tokens` both have a host tier: vLLM's own `OffloadingConnector`
+there, copies in virtual time; answers are offloaded too unless `--prompt-only`. In a collapse a difference in the last
+bit of a time grows until whole tasks change places. `--exact` rounds latencies and gaps to 2^-20 s, so that sums of
+times are the same in every order: then what is left between the engines is decisions that differ (one block among
+millions of tokens). The real scheduler takes about 1,300 steps per second, fewer with a host tier, the modelled engine
+thousands of calls. This file refuses to know SAGA's policies: it is about the engine below them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import heapq
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, product
 from math import inf
 from typing import Any, Protocol
 
@@ -52,6 +54,10 @@ class Engine(Protocol):
         """Tokens of prompts and recomputations that went through the model so far."""
         ...
 
+    def loaded_tokens(self) -> int:
+        """Tokens that calls loaded from the host tier so far."""
+        ...
+
 
 class Real:
     """vLLM's scheduler with the modelled engine's latencies."""
@@ -73,14 +79,25 @@ class Real:
         """See Engine; begins the next iteration with what has arrived by now."""
         if self._in_flight is None and self._scheduler.busy:
             self._in_flight = self._scheduler.schedule(self._now_s)
-            self._now_s += self._latency.iteration_s(*self._scheduler.work(self._in_flight))
+            if self._in_flight is None:
+                return self._copied_s()
+            seconds = self._latency.iteration_s(*self._scheduler.work(self._in_flight))
+            self._now_s = self._scheduler.forward_start + seconds
             self.num_iterations += 1
         return None if self._in_flight is None else self._now_s
+
+    def _copied_s(self) -> float | None:
+        copies = self._scheduler.copies
+        end_s = inf if copies is None else copies.next_end()
+        return None if end_s == inf else end_s
 
     def advance(self, to_s: float) -> list[tuple[str, float]]:
         """See Engine."""
         end_s = self.next_event_s()
         if end_s is None or end_s > to_s:
+            return []
+        if self._in_flight is None:
+            self._now_s = end_s
             return []
         decision, self._in_flight = self._in_flight, None
         return [(call.step, end_s) for call in self._scheduler.finish(decision, end_s)]
@@ -88,6 +105,10 @@ class Real:
     def prefilled_tokens(self) -> int:
         """See Engine."""
         return sum(call.prefilled_tokens for call in self._scheduler.calls.values())
+
+    def loaded_tokens(self) -> int:
+        """See Engine."""
+        return sum(call.host_tokens for call in self._scheduler.calls.values())
 
 
 class Modelled:
@@ -101,6 +122,8 @@ class Modelled:
                 max_running=settings.max_running,
                 chunk_tokens=settings.chunk_tokens,
                 queue=settings.queue,
+                host_kv_tokens=settings.host_blocks * settings.block_tokens,
+                load_tokens_per_s=settings.load_tokens_per_s,
             ),
             latency,
         )
@@ -125,6 +148,10 @@ class Modelled:
     def prefilled_tokens(self) -> int:
         """See Engine."""
         return sum(request.prefilled_tokens for request in self._requests)
+
+    def loaded_tokens(self) -> int:
+        """See Engine."""
+        return sum(request.host_tokens for request in self._requests)
 
 
 @dataclass(frozen=True)
@@ -178,10 +205,14 @@ def _with_rounded_gaps(task: plan.Task) -> plan.Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to. regenerated_tokens: prefilled beyond what an endless cache would have needed."""
+    """What one run came to.
+
+    regenerated_tokens: prefilled beyond what an endless cache would have needed; loaded_tokens: from the host tier.
+    """
 
     mean_tct_s: float
     regenerated_tokens: int
+    loaded_tokens: int
     num_calls: int
     took_s: float
 
@@ -230,38 +261,51 @@ def closed_loop(engine: Engine, tasks: list[plan.Task], num_agents: int, stagger
     return Result(
         sum(tct_s) / len(tct_s),
         engine.prefilled_tokens() - new_tokens,
+        engine.loaded_tokens(),
         len(calls),
         time.perf_counter() - began,
     )
 
 
 def compare(given: argparse.Namespace) -> None:
-    """Print one line per oversubscription and queue: real, modelled, modelled / real."""
-    latency: Latency = LatencyModel(hardware(given.hardware))
+    """Print one line per oversubscription, host tier and queue: real, modelled, modelled / real."""
+    machine = hardware(given.hardware)
+    latency: Latency = LatencyModel(machine)
     source = workload(given.workload, plan.Limits(), kv_tokens=given.kv_tokens)
     tasks = list(source.tasks(given.tasks, given.seed))
     if given.exact:
         latency = Exact(latency)
         tasks = [_with_rounded_gaps(task) for task in tasks]
     print(f"vllm {VLLM_VERSION}, {given.workload}, {len(tasks)} tasks, {given.kv_tokens} KV tokens, {given.hardware}")
-    print("| os | queue | TCT real s | modelled s | ratio | regenerated real | modelled | ratio | took s |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for times in given.oversubscription:
+    print("| os | DRAM | queue | TCT real s | modelled s | ratio | regenerated real | modelled | ratio", end=" ")
+    print("| loaded real | modelled | ratio | took s |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    rate = machine.load_tokens_per_s
+    for times, dram_tokens, queue in product(given.oversubscription, given.dram_tokens, given.queue):
         num_agents = max(1, round(times * given.kv_tokens / source.mean_context_tokens))
-        for queue in given.queue:
-            settings = Settings(given.kv_tokens // 16, 16, given.chunk_tokens, given.max_running, queue)
-            real, modelled = (
-                closed_loop(kind(settings, latency), tasks, num_agents, given.stagger_s, by_task=queue == "priority")
-                for kind in (Real, Modelled)
-            )
-            print(
-                f"| {times} | {queue} | {real.mean_tct_s:.1f} | {modelled.mean_tct_s:.1f} "
-                f"| {modelled.mean_tct_s / real.mean_tct_s:.3f} | {real.regenerated_tokens} "
-                f"| {modelled.regenerated_tokens} "
-                f"| {modelled.regenerated_tokens / max(1, real.regenerated_tokens):.3f} "
-                f"| {real.took_s:.0f} / {modelled.took_s:.1f} |",
-                flush=True,
-            )
+        settings = Settings(given.kv_tokens // 16, 16, given.chunk_tokens, given.max_running, queue)
+        settings = replace(
+            settings,
+            host_blocks=dram_tokens // 16,
+            load_tokens_per_s=rate,
+            store_tokens_per_s=given.store_speed * rate,
+            prompt_only=given.prompt_only,
+        )
+        real, modelled = (
+            closed_loop(kind(settings, latency), tasks, num_agents, given.stagger_s, by_task=queue == "priority")
+            for kind in (Real, Modelled)
+        )
+        print(f"| {times} | {dram_tokens} | {queue} | {_row(real, modelled)}", flush=True)
+
+
+def _row(real: Result, modelled: Result) -> str:
+    pairs = (
+        (round(real.mean_tct_s, 1), round(modelled.mean_tct_s, 1)),
+        (real.regenerated_tokens, modelled.regenerated_tokens),
+        (real.loaded_tokens, modelled.loaded_tokens),
+    )
+    cells = [f"{one} | {other} | {other / max(1, one):.3f}" for one, other in pairs]
+    return " | ".join([*cells, f"{real.took_s:.0f} / {modelled.took_s:.1f} |"])
 
 
 def main() -> None:
@@ -277,6 +321,9 @@ def main() -> None:
     flags.add_argument("--stagger-s", type=float, default=2.0, help="seconds between the starts of the first tasks")
     flags.add_argument("--oversubscription", type=float, nargs="+", default=[0.7, 1.0, 1.5])
     flags.add_argument("--queue", nargs="+", default=["fcfs", "priority"], choices=["fcfs", "priority"])
+    flags.add_argument("--dram-tokens", type=int, nargs="+", default=[0], help="host tiers, 0 for none")
+    flags.add_argument("--store-speed", type=float, default=1.0, help="rate of the real one's stores over its loads")
+    flags.add_argument("--prompt-only", action="store_true", help="the real one does not store answers (its default)")
     flags.add_argument("--exact", action="store_true", help="times in multiples of 2^-20 s: no rounding errors")
     compare(flags.parse_args())
 

@@ -1,9 +1,9 @@
 """The modelled engine against recorded decisions of the real vLLM scheduler (benchmarks/record_vllm.py).
 
 Each recording is replayed with one second per iteration and the recorded arrivals. Compared exactly, for every call:
-the prefix hit at admission, the iteration of admission, of the first token and of the last one, the number of
-preemptions, and the tokens prefilled (again after preemption too); for every iteration: the blocks held. One
-simplification of the model is recorded too, and its effect is bounded: see DIFFERENT_ON_PURPOSE.
+the prefix hit at admission and what of it the host tier gave, the iteration of admission, of the first token and of the
+last one, the number of preemptions, and the tokens prefilled (again after preemption too); for every iteration: the
+blocks held. One simplification of the model is recorded too, and its effect is bounded: see DIFFERENT_ON_PURPOSE.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ SAME = sorted(RECORDINGS.keys() - DIFFERENT_ON_PURPOSE.keys())
 
 
 class Decided(NamedTuple):
-    """What became of a call; times are iterations."""
+    """What became of a call; times are iterations. host: what of `cached` was loaded from the host tier."""
 
     cached: int
+    host: int
     admitted: int
     first_token: int
     finished: int
@@ -43,6 +44,7 @@ def _recorded(recording: dict[str, Any]) -> dict[str, Decided]:
     return {
         entry["step"]: Decided(
             entry["cached"],
+            entry.get("host", 0),
             entry["admitted"],
             entry["first_token"],
             entry["finished"],
@@ -61,6 +63,8 @@ def _engine(recording: dict[str, Any], max_jump_iterations: int) -> ModelledEngi
         max_running=told["max_running"],
         chunk_tokens=told["chunk_tokens"],
         queue=told["queue"],
+        host_kv_tokens=told.get("host_blocks", 0) * told["block_tokens"],
+        load_tokens_per_s=told.get("load_tokens_per_s", 0.0),
         max_jump_iterations=max_jump_iterations,
     )
     return ModelledEngine(settings, ConstantLatency(1.0))
@@ -91,7 +95,8 @@ def _request(call: dict[str, Any]) -> EngineRequest:
 
 def _decided(request: EngineRequest) -> Decided:
     return Decided(
-        request.cached_tokens,
+        request.cached_tokens + request.host_tokens,
+        request.host_tokens,
         round(request.started_s),
         round(request.first_token_s) - 1,
         round(request.finished_s) - 1,
@@ -117,8 +122,8 @@ def test_differs_no_more_than_intended(name: str) -> None:
     modelled = {step: _decided(request) for step, request in _replay(recording, 1 << 30).items()}
     more = sum(modelled[step].cached - real[step].cached for step in real)
     assert 0 < more <= DIFFERENT_ON_PURPOSE[name]
-    assert {step: decided[1:5] for step, decided in modelled.items()} == {
-        step: decided[1:5] for step, decided in real.items()
+    assert {step: decided[1:6] for step, decided in modelled.items()} == {
+        step: decided[1:6] for step, decided in real.items()
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from saga.cache.eviction import EvictionKey, EvictionPolicy
-from saga.cache.lru import Lru
+from saga.cache.prefix_lru import PrefixLru
 from saga.views import CacheOwner
 
 _CLASS = {"ended": 0.0, "active": 1.0, "unknown": 2.0, "paused": 3.0}
@@ -44,12 +44,15 @@ class NoHostTier:
     """What leaves the device is gone."""
 
     enabled: bool = False
-    eviction: EvictionPolicy = field(default=Lru())
+    eviction: EvictionPolicy = field(default=PrefixLru())
 
 
 @dataclass(frozen=True)
 class WriteBack:
-    """Every finished step is written back while its tool runs, so that eviction costs nothing later (POLICY item 6)."""
+    """What is computed is written back at once, so that eviction costs nothing later (POLICY item 6).
+
+    By default blocks leave in the order of their own last use, as in vLLM (0.32 `LRUCachePolicy`).
+    """
 
     enabled: bool = True
-    eviction: EvictionPolicy = field(default=Lru())
+    eviction: EvictionPolicy = field(default=PrefixLru())

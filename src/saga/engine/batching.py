@@ -35,8 +35,8 @@ from saga.engine.calls import (
     EngineSettings,
     Outcome,
 )
-from saga.engine.host_tier import HostTier
-from saga.engine.kv_pool import KvPool, Span, spans_of
+from saga.engine.host_tier import HostOwner, HostTier
+from saga.engine.kv_pool import KvPool, OwnerRecord, Span, spans_of
 from saga.engine.latency import Latency
 from saga.engine.link import Link
 from saga.engine.queues import FcfsQueue, PriorityQueue, WaitingQueue
@@ -51,11 +51,12 @@ _INFINITE_BLOCKS = 1 << 48
 class _Transfer:
     """Blocks on their way to the device: for one request that waits, or (request None) for a session's next call."""
 
-    __slots__ = ("blocked", "blocks", "lease", "moved", "ready_s", "request", "session", "spans")
+    __slots__ = ("blocked", "blocks", "first", "lease", "moved", "ready_s", "request", "session", "spans")
 
-    def __init__(self, session: str, spans: tuple[Span, ...], blocks: int, ready_s: float) -> None:
+    def __init__(self, session: str, spans: tuple[Span, ...], first: int, blocks: int, ready_s: float) -> None:
         self.session = session
         self.spans = spans
+        self.first = first
         self.blocks = blocks
         self.ready_s = ready_s
         self.lease = NO_LEASE
@@ -98,6 +99,7 @@ class ModelledEngine:
         self._num_decodes = 0
         self._context = 0
         self._residues = [0] * block  # [(context - iteration) mod block]
+        self._num_offered = 0  # blocks of theirs that the host tier was offered
         self._finishes: list[list[Any]] = []  # [iteration, admission, sequence, request or None]
         self._growing: dict[int, EngineRequest] = {}  # stream -> the call whose answer extends it
         self._share = 0.0  # device seconds that a call which decodes all the time would have got
@@ -107,6 +109,7 @@ class ModelledEngine:
         self._end = inf
         self._prefills: list[tuple[EngineRequest, int]] = []
         self._stalled: list[EngineRequest] = []
+        self._watched = False  # whether the head that does not fit may fit before anything else changes
         self._cut = False  # somebody was preempted in the plan: one iteration, nobody admitted
         # Transfers, and what waits for the next boundary.
         self._arrivals: list[tuple[float, int, _Transfer]] = []
@@ -148,10 +151,10 @@ class ModelledEngine:
 
         A running one gives its blocks back at once, the iteration in progress takes its time all the same.
         """
+        self._run_to(at_s)
         request = self._requests.pop(step, None)
         if request is None:
             return False
-        self._run_to(at_s)
         self._interrupt(at_s)
         if request.state == WAITING:
             self._dequeue(request)
@@ -222,36 +225,39 @@ class ModelledEngine:
         """Tell the eviction policies about a session. `at_s` only documents the caller's clock."""
         self.pool.set_standing(session, standing, expected_use_s, reuse_probability)
         if self.host is not None:
-            self.host.pool.set_standing(session, standing, expected_use_s, reuse_probability)
+            self.host.set_standing(session, standing, expected_use_s, reuse_probability)
 
     def offload(self, session: str, at_s: float) -> None:
         """Copy what the device has of the session's context to the host tier, as far as it is not there yet."""
         owner = self.pool.owners.get(session)
         if self.host is not None and owner is not None:
             blocks = self.pool.lookup(owner.spans, owner.tokens // self._block)
-            self.host.store(session, owner.spans, blocks * self._block, at_s)
+            if self.host.store(session, owner.spans, 0, blocks, at_s):
+                self.host.use(session, owner.spans, 0, blocks, at_s, owner.task_arrival_s)
 
     def prefetch(self, session: str, at_s: float) -> None:
         """Load the session's prefix from the host tier in the background; a call that comes meanwhile waits for it."""
-        owner = self.host.pool.owners.get(session) if self.host is not None else None
+        owner = self.host.owners.get(session) if self.host is not None else None
         if self.host is None or owner is None or session in self._inbound:
             return
         full = owner.tokens // self._block
-        blocks, here = self.host.lookup(owner.spans, full), self.pool.lookup(owner.spans, full)
+        here = self.pool.lookup(owner.spans, full)
+        blocks = self.host.lookup(owner.spans, full, here)
         if blocks > here:
-            self._order(_Transfer(session, owner.spans, blocks, self.host.load(blocks - here, at_s)), at_s)
+            ready_s = self.host.load(owner.spans, here, blocks, at_s)
+            self._order(_Transfer(session, owner.spans, here, blocks, ready_s), at_s)
 
     def export_tokens(self, session: str) -> int:
         """Leading tokens of the session's last context that are here, on the device or in the host tier."""
-        owner = self.pool.owners.get(session)
+        owner: OwnerRecord | HostOwner | None = self.pool.owners.get(session)
         if owner is None and self.host is not None:
-            owner = self.host.pool.owners.get(session)
+            owner = self.host.owners.get(session)
         if owner is None:
             return 0
         full = owner.tokens // self._block
         blocks = self.pool.lookup(owner.spans, full)
         if self.host is not None:
-            blocks = max(blocks, self.host.lookup(owner.spans, full))
+            blocks = self.host.lookup(owner.spans, full, blocks)
         return blocks * self._block
 
     def import_prefix(
@@ -270,7 +276,7 @@ class ModelledEngine:
                 raise UsageError("import_prefix needs move_tokens_per_s above 0 or ready_s")
             ready_s = self._network.transfer(max(0, missing) * self._block, at_s)
         if missing > 0 and self.settings.prefix_caching and session not in self._inbound:
-            transfer = _Transfer(session, spans, full, ready_s)
+            transfer = _Transfer(session, spans, full, full, ready_s)
             transfer.moved = True
             self._order(transfer, at_s)
         return ready_s
@@ -288,7 +294,7 @@ class ModelledEngine:
         """Plan from `_now`; False where there is nothing to do until something arrives."""
         while True:
             self._settle()
-            self._cut = broken = False
+            self._cut = self._watched = broken = False
             if self._num_decodes and self._grown != self._iteration:
                 broken = not self._grow_decodes() and self._squeeze()
                 self._grown = self._iteration
@@ -297,6 +303,9 @@ class ModelledEngine:
                 budget = self._continue_prefill(self._partial, budget)
             if not self._cut and budget and len(self._queue):
                 self._admit(budget)
+            if self.host is not None:
+                for request, new in self._prefills:
+                    self._offer(request, request.computed + new)
             if self.settings.report_residency:
                 self._report_removed()
             if self._prefills or self._num_decodes:
@@ -320,7 +329,7 @@ class ModelledEngine:
             self._end = self._now + latency.iteration_s(tokens, work, decodes, context)
             return
         length = 1
-        if not self._cut:
+        if not self._cut and not self._watched:
             length = min(self._next_finish() - self._iteration, self.settings.max_jump_iterations)
             length = 1 + self._growth_limit(length - 1)
             if self._arrivals and length > 1:
@@ -439,27 +448,46 @@ class ModelledEngine:
         """Find the cached prefix and hold it, or start loading it; False where the whole prompt does not fit."""
         pool, block = self.pool, self._block
         spans = request.spans
-        hit = loaded = 0
+        hit = resident = loaded = 0
+        writers: list[EngineRequest] = []
         if self.settings.prefix_caching:
             most = (target - 1) // block
-            for name, _, _ in spans:
-                if name in self._growing:
-                    self._publish_answer(self._growing[name])
-            hit = pool.lookup(spans, most)
-            if self.host is not None:
-                loaded = max(0, self.host.lookup(spans, most) - hit)
+            hit = resident = pool.lookup(spans, most)
+            if resident < most and self._growing:
+                hit, writers = self._written(spans, resident, most)
         need = -(-target // block) - hit
-        if need > pool.available or need + (idle := pool.idle_within(spans, hit)) > pool.available:
+        if need > pool.available or need + (idle := pool.idle_within(spans, resident)) > pool.available:
+            self._watched = bool(writers)
             return self._unwedge(request) and self._look_up(request, target)
+        if self.host is not None:
+            self.host.promise(self._unoffered())
+            loaded = self.host.lookup(spans, (target - 1) // block, hit) - hit
         if loaded and loaded + idle + self._reserved() > pool.available:
+            self._watched = True
             return self._unwedge(request) and self._look_up(request, target)
+        for writer in writers:
+            self._publish_answer(writer)
         request.lease = pool.open(request.session, spans, hit)
         request.computed = (hit + loaded) * block
         if not request.num_preemptions:
             self._note_hit(request, hit, loaded)
         if loaded and self.host is not None:
-            self._load(request, hit + loaded, self.host.load(loaded, self._now))
+            self._load(request, hit, hit + loaded, self.host.load(spans, hit, hit + loaded, self._now))
         return True
+
+    def _written(self, spans: tuple[Span, ...], hit: int, most: int) -> tuple[int, list[EngineRequest]]:
+        """The hit with the answers in progress that it runs on into, and who writes them: not yet published.
+
+        A call that is tried and does not fit must leave no trace, however often it is tried.
+        """
+        writers = []
+        for name, first, end in spans:
+            writer = self._growing.get(name) if first <= hit < end else None
+            if writer is not None:
+                computed = writer.computed + self._iteration - writer.joined + 1
+                hit = max(hit, min(computed // self._block, end, most))
+                writers.append(writer)
+        return hit, writers
 
     def _publish_answer(self, request: EngineRequest) -> None:
         """What a decoding call has written so far can be hit; done only when somebody asks for its stream."""
@@ -478,12 +506,13 @@ class ModelledEngine:
         request.cached_tokens = (hit - moved) * self._block
         request.host_tokens = loaded * self._block
 
-    def _load(self, request: EngineRequest, blocks: int, ready_s: float) -> None:
+    def _load(self, request: EngineRequest, first: int, blocks: int, ready_s: float) -> None:
         """Start the load of a call's own prefix; it waits outside the queue, its blocks are taken now."""
         self._queue.discard(request)
         request.state = LOADING
         self.pool.grow(request.lease, blocks * self._block, publish=False)
-        transfer = _Transfer(request.session, request.spans, blocks, ready_s)
+        request.offered, request.seen = blocks, min(request.seen, first)
+        transfer = _Transfer(request.session, request.spans, first, blocks, ready_s)
         transfer.lease, transfer.request = request.lease, request
         self._fly(transfer)
 
@@ -580,8 +609,6 @@ class ModelledEngine:
         request.generated += 1
         if request.generated == 1:
             request.first_token_s = self._now
-            if self.host is not None and 2 * request.prefilled_tokens > request.prompt_tokens:
-                self.host.store(request.session, request.spans, request.computed, self._now)
             if self._report_first_tokens:
                 self._outcomes.append(Outcome("first_token", self._now, request.step))
         if request.generated == request.output_tokens:
@@ -592,7 +619,7 @@ class ModelledEngine:
     def _finish(self, request: EngineRequest) -> None:
         request.finished_s = self._now
         del self._running[request.step]
-        self._close(request)
+        self._close(request, used=True)
         request.state = GONE
         del self._requests[request.step]
         self._outcomes.append(Outcome("finished", self._now, request.step, request))
@@ -604,6 +631,7 @@ class ModelledEngine:
         request.share = self._share
         self._num_decodes += 1
         self._context += request.computed
+        self._num_offered += request.offered
         self._residues[(request.computed - iteration) % self._block] += 1
         self._growing[request.spans[-1][0]] = request
         self._sequence += 1
@@ -624,6 +652,7 @@ class ModelledEngine:
         request.state = PREFILL
         self._num_decodes -= 1
         self._context -= request.computed
+        self._num_offered -= request.offered
         request.lease.blocks = -(-request.computed // self._block) + extra
 
     def _extra(self, request: EngineRequest) -> int:
@@ -646,8 +675,11 @@ class ModelledEngine:
         request.state = WAITING
         self._queue.push_front(request)
 
-    def _close(self, request: EngineRequest) -> None:
-        """Give the call's blocks back; what it computed stays behind as its session's context."""
+    def _close(self, request: EngineRequest, *, used: bool = False) -> None:
+        """Give the call's blocks back; what it computed stays behind as its session's context.
+
+        used: the call has ended, which is when the host tier counts what it saw as used.
+        """
         lease = request.lease
         request.lease = NO_LEASE
         self._holding.pop(request.step, None)
@@ -655,8 +687,31 @@ class ModelledEngine:
         if self.settings.prefix_caching:
             self.pool.publish(lease, tokens // self._block)
             if self.host is not None:
-                self.host.store(request.session, request.spans, tokens, self._now)
+                self._offer(request, tokens, used=used)
         self.pool.close(lease, tokens=tokens, at_s=self._now, task_arrival_s=request.task_arrival_s)
+        blocks = tokens // self._block
+        if used and self.host is not None and request.seen < blocks:
+            self.host.promise(self._unoffered())
+            session, spans = request.session, request.spans
+            self.host.use(session, spans, request.seen, blocks, self._now, request.task_arrival_s)
+
+    def _offer(self, request: EngineRequest, tokens: int, *, used: bool = False) -> None:
+        """Write to the host tier what it lacks of a context's blocks, from where the last offer of this call ended.
+
+        Where there is no room nothing is written, and the next offer begins again there.
+        """
+        first, blocks = request.offered, tokens // self._block
+        if self.host is not None and blocks > first:
+            self.host.promise(self._unoffered())
+            request.seen = min(request.seen, first)
+            if self.host.store(request.session, request.spans, first, blocks, self._now, used=used):
+                request.offered = blocks
+
+    def _unoffered(self) -> int:
+        """Blocks that the decoding calls have filled and not offered to the host tier: done only when somebody asks."""
+        shift = self._iteration
+        partial = sum([(index + shift) % self._block * count for index, count in enumerate(self._residues) if count])
+        return (self._context - partial) // self._block - self._num_offered
 
     # Interruptions and transfers
 
@@ -726,7 +781,7 @@ class ModelledEngine:
         if self._partial is request:
             self._partial = None
         del self._running[request.step]
-        self._close(request)
+        self._close(request, used=True)
 
     def _abandon(self, request: EngineRequest) -> None:
         """A call that waits for a transfer leaves; what arrives stays behind as its session's context."""
@@ -750,6 +805,9 @@ class ModelledEngine:
         lease, request = transfer.lease, transfer.request
         first = lease.hashed
         self.pool.publish(lease, lease.blocks)
+        if self.host is not None and transfer.blocks > transfer.first:
+            self.host.promise(self._unoffered())
+            self.host.unpin(transfer.spans, transfer.first, transfer.blocks)
         if request is not None:
             self._holding[request.step] = request
             return [request]
@@ -763,14 +821,14 @@ class ModelledEngine:
     def _report_removed(self) -> None:
         sessions = self.pool.take_evicted()
         if self.host is not None:
-            sessions += [session for session in self.host.pool.take_evicted() if session not in sessions]
+            sessions += [session for session in self.host.take_evicted() if session not in sessions]
         for session in sessions:
             device = self._tokens_in(self.pool, session)
-            host = self._tokens_in(self.host.pool, session) if self.host is not None else 0
+            host = self._tokens_in(self.host, session) if self.host is not None else 0
             self._outcomes.append(Outcome("removed", self._now, "", None, session, device, host))
 
-    def _tokens_in(self, pool: KvPool, session: str) -> int:
-        owner = pool.owners.get(session)
+    def _tokens_in(self, pool: KvPool | HostTier, session: str) -> int:
+        owner: OwnerRecord | HostOwner | None = pool.owners.get(session)
         return pool.lookup(owner.spans, owner.tokens // self._block) * self._block if owner is not None else 0
 
     # Laws
@@ -779,7 +837,7 @@ class ModelledEngine:
         """Raise InvariantViolated where the engine contradicts itself. O(everything); for tests and sampling."""
         self.pool.check()
         if self.host is not None:
-            self.host.pool.check()
+            self.host.check()
         decodes = [request for request in self._running.values() if request.state == DECODE]
         if len(decodes) != self._num_decodes:
             raise InvariantViolated(f"E2 decoding calls: counted {len(decodes)}, kept {self._num_decodes}")

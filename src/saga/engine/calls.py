@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from saga.cache.eviction import EvictionPolicy
 from saga.cache.prefix_lru import PrefixLru
 from saga.engine.host_tier import EndedFirst
-from saga.engine.kv_pool import Lease, Span
+from saga.engine.kv_pool import OPEN_END, Lease, Span
 from saga.errors import UnknownName, UsageError
 from saga.views import PromptPath
 
@@ -86,11 +86,13 @@ class EngineRequest:
         "lease",
         "moved_tokens",
         "num_preemptions",
+        "offered",
         "output_tokens",
         "path",
         "prefilled_tokens",
         "priority",
         "prompt_tokens",
+        "seen",
         "sequence",
         "service_s",
         "session",
@@ -131,6 +133,7 @@ class EngineRequest:
         self.lease = NO_LEASE
         self.spans: tuple[Span, ...] = ()
         self.computed = self.generated = self.joined = self.admission = self.sequence = 0
+        self.offered, self.seen = 0, OPEN_END  # blocks: the next one for the host tier, the first one seen in it
 
 
 class Outcome(NamedTuple):
