@@ -116,7 +116,7 @@ def ends_with_tool(body: Body) -> bool:
     last = body.items[-1]
     if last.role in ("tool", "function") or (last.type or "").endswith("_output"):
         return True
-    return last.role == "user" and b'"tool_result"' in (content := bytes(last.content)) and content.startswith(b"[")
+    return last.role == "user" and (content := bytes(last.content)).startswith(b"[") and b'"tool_result"' in content
 
 
 def _chained(items: list[Item], link: int, size: int) -> tuple[list[int], list[int]]:
@@ -134,11 +134,12 @@ def _chained(items: list[Item], link: int, size: int) -> tuple[list[int], list[i
             content = b""
         link = xxh3(content, seed)
         size += len(content)
-        for part in (item.tool_calls, item.arguments, item.output):
-            if part and part != _NULL:
-                raw = _canonical(bytes(part))
-                link = xxh3(raw, link)
-                size += len(raw)
+        if item.tool_calls or item.arguments or item.output:
+            for part in (item.tool_calls, item.arguments, item.output):
+                if part and part != _NULL:
+                    raw = _canonical(bytes(part))
+                    link = xxh3(raw, link)
+                    size += len(raw)
         chain.append(link)
         sizes.append(size)
     return chain, sizes
@@ -169,6 +170,8 @@ _ONE_TEXT_END: Final = re.compile(rb'"\s*\}\s*\]\s*\Z')
 
 def _canonical(raw: bytes) -> bytes:
     """Without cache marks, and one text block as the string it is."""
+    if not raw:
+        return raw
     if b'"cache_control"' in raw:
         raw = _MARK.sub(b"", raw)
     start = _ONE_TEXT.match(raw)
@@ -497,8 +500,10 @@ class Conversations:
     def _depth(conversation: Conversation, digest: Digest) -> int:
         """How many messages the two prompts share; chains that part never meet again. Cost: O(log messages)."""
         known = memoryview(conversation.chain).cast("I")
-        low, high = 0, min(len(known), len(digest.chain))
         chain = digest.chain
+        low, high = 0, min(len(known), len(chain))
+        if high and known[high - 1] == chain[high - 1] & 0xFFFFFFFF:
+            return high  # nearly always: one goes on where the other ends
         while low < high:
             middle = (low + high + 1) // 2
             if known[middle - 1] == chain[middle - 1] & 0xFFFFFFFF:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -107,11 +108,12 @@ class GatewayIdentity:
 
     def identify(self, request: Request, at_s: float) -> Call:
         """The call; raises Refused (400, 401, 429). at_s: the event loop's clock. Cost: O(bytes of the body)."""
-        tenant = self.tenants.authenticate(request.header(b"authorization"), request.header(b"x-api-key"))
+        headers = dict(reversed(request.headers))  # of equal names the first counts
+        tenant = self.tenants.authenticate(headers.get(b"authorization"), headers.get(b"x-api-key"))
         kind = kind_of(request.method, request.path)
         if kind is Kind.OTHER:
             return self._alone(kind, request, tenant, at_s)
-        encoding = request.header(b"content-encoding")
+        encoding = headers.get(b"content-encoding")
         if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
             raise Refused(400, "a compressed body is not read here: send it as it is", code="bad_encoding")
         body = parse(kind, request.body)
@@ -120,7 +122,7 @@ class GatewayIdentity:
         tenant = self._believed(tenant, named)
         if kind is Kind.EMBEDDINGS or not body.single:
             return self._alone(kind, request, tenant, at_s, body)
-        return self._call(kind, request, body, named, tenant, at_s)
+        return self._call(kind, request, body, named, tenant, at_s, retrying=_retrying(headers))
 
     def answered(self, call: Call, answer: Answer, at_s: float, worker: str = "") -> None:
         """The call is over. worker: who answered it, for the ids that lead back there."""
@@ -139,7 +141,9 @@ class GatewayIdentity:
             if len(self._responses) > self.settings.max_response_ids:
                 self._responses.popitem(last=False)
 
-    def _call(self, kind: Kind, request: Request, body: Body, named: Named, tenant: Tenant, at_s: float) -> Call:
+    def _call(
+        self, kind: Kind, request: Request, body: Body, named: Named, tenant: Tenant, at_s: float, *, retrying: bool
+    ) -> Call:
         scope = f"{tenant.name}/"
         session = parent = None
         if named.session is not None:
@@ -163,7 +167,7 @@ class GatewayIdentity:
             model=body.model,
             at_s=at_s,
             bytes_per_token=per_token,
-            retrying=_retrying(request),
+            retrying=retrying,
             after=known[0] if known is not None and session in (None, known[0]) else None,
         )
         step = self._step(tenant.name, tokens, 0 if known is not None else digest.size)
@@ -296,9 +300,9 @@ def _escaped(name: str) -> str:
     return name.replace("%", "%25").replace("~", "%7E") if "~" in name or "%" in name else name
 
 
-def _retrying(request: Request) -> bool:
+def _retrying(headers: Mapping[bytes, bytes]) -> bool:
     """Whether the client says that it repeats itself (the openai and anthropic SDKs count their attempts)."""
-    attempts = request.header(b"x-stainless-retry-count")
+    attempts = headers.get(b"x-stainless-retry-count")
     return attempts is not None and attempts.strip() not in (b"", b"0")
 
 

@@ -151,14 +151,16 @@ class GapModel:
         if t_s <= waited_s:
             return 1.0
         self._refresh()
+        if waited_s <= 0.0:
+            return self._survival_at(t_s)
         alive = self._survival_at(waited_s)
         return self._survival_at(t_s) / alive if alive > 0.0 else 0.0
 
     def quantile(self, q: float, waited_s: float = 0.0) -> float:
         """The total gap, seconds, >= waited, that a share q (0..1) of the gaps longer than waited stays within."""
         self._refresh()
-        if waited_s <= 0.0 and q == 0.5:
-            return self._median_s
+        if waited_s <= 0.0:
+            return self._median_s if q == 0.5 else self._time_at(1.0 - (1.0 - q))
         below = 1.0 - (1.0 - q) * self._survival_at(waited_s)
         return max(waited_s, self._time_at(below))
 

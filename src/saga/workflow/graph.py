@@ -47,11 +47,13 @@ class RunningMean:
 
     def observe(self, value: float) -> None:
         """Learn one value."""
-        count = self.count + 1.0
-        if count <= _MEAN_WINDOW:
+        count = self.count
+        if count < _MEAN_WINDOW:
+            count += 1.0
             self.count = count
-        step = (value - self.mean) / self.count
-        self.variance += ((value - self.mean) * (value - self.mean - step) - self.variance) / self.count
+        off = value - self.mean
+        step = off / count
+        self.variance += (off * (off - step) - self.variance) / count
         self.mean += step
 
     @property
@@ -208,26 +210,30 @@ class StepCounts:
         self._ended += missing
         self._went_on += missing
 
+    def hazards(self, num_done: int) -> tuple[float, float]:
+        """(`hazard`, `base_hazard`) in one question."""
+        if self._seen >= self._due:
+            self._refresh()
+        hazard = self._hazard
+        base = hazard[-1]
+        return hazard[num_done] if num_done < len(hazard) else base, base
+
     def hazard(self, num_done: int) -> float:
         """P(no further step | `num_done` steps done), leaning on `base_hazard` with four sessions."""
-        self._refresh()
-        hazard = self._hazard
-        return hazard[num_done] if num_done < len(hazard) else hazard[-1]
+        return self.hazards(num_done)[0]
 
     def base_hazard(self) -> float:
         """Ends per step over all sessions; a tenth where no session has ended yet."""
-        self._refresh()
-        return self._hazard[-1]
+        return self.hazards(0)[1]
 
     def mean_left(self, num_done: int) -> float:
         """E[further steps | at least one follows `num_done`]; the spread of lengths beyond what was seen."""
-        self._refresh()
+        if self._seen >= self._due:
+            self._refresh()
         left = self._left
         return left[num_done] if num_done < len(left) else left[-1]
 
     def _refresh(self) -> None:
-        if self._seen < self._due:
-            return
         self._due = self._seen * 1.0625 + 0.5
         base = (self.sessions + 1.0) / (self._seen + _PRIOR_STEPS)
         self._hazard = [*self._shares(_HAZARD_WEIGHT, base), base]

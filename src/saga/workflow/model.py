@@ -455,12 +455,11 @@ class WorkflowModel:
 
     def _end_chance(self, track: Track, num_done: int, warm: float) -> float:
         """P(no step follows the `num_done`-th)."""
-        steps = track.graph.steps
-        hazard, base = steps.hazard(num_done), steps.base_hazard()
+        hazard, base = track.graph.steps.hazards(num_done)
         if warm < 1.0:
-            average = self._average.steps
-            hazard = warm * hazard + (1.0 - warm) * average.hazard(num_done)
-            base = warm * base + (1.0 - warm) * average.base_hazard()
+            usual, usual_base = self._average.steps.hazards(num_done)
+            hazard = warm * hazard + (1.0 - warm) * usual
+            base = warm * base + (1.0 - warm) * usual_base
         if not track.waiting:
             return hazard
         chance = track.graph.probability(track.path, END)
