@@ -522,6 +522,11 @@ class Resolver:
                 else:
                     self._body.add(field.path, entry)
 
+    def heard(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+        """Those headers that any convention reads. O(headers)."""
+        known = self._headers
+        return tuple([header for header in headers if header[0] in known])
+
     def resolve(self, headers: Iterable[tuple[bytes, bytes]], body_fields: Mapping[str, Any] = _NOTHING) -> Named:
         """What the call says about itself. headers: lower-case names; body_fields: top-level fields, decoded.
 

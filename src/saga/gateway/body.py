@@ -101,7 +101,6 @@ _COMPLETIONS: Final = msgspec.json.Decoder(_Completions)
 _RESPONSES: Final = msgspec.json.Decoder(_Responses)
 _EMBEDDINGS: Final = msgspec.json.Decoder(_Embeddings)
 _ITEMS: Final = msgspec.json.Decoder(list[Item])
-_NOTHING: Final[Mapping[str, Any]] = {}
 _JSON_SPACE: Final = b" \t\n\r"
 
 
@@ -109,14 +108,15 @@ class Body:
     """A call's body.
 
     items: messages or input items. system: the raw system prompt where the format has a place of its own for it (b""
-    if none). tools: raw. prompt: raw text or tokens of a completion (b"" otherwise). fields: extension fields, decoded.
-    max_output_tokens: as asked for. asks_usage: whether a stream will carry usage; None where its options are not said.
+    if none). tools: raw. prompt: raw text or tokens of a completion (b"" otherwise). extensions: (name, raw JSON) of
+    fields in which conventions speak; those too large to hold anybody's names are left out. max_output_tokens: as asked
+    for. asks_usage: whether a stream will carry usage; None where its options are not said.
     size: bytes of the prompt (messages, system and tools). single: whether it is one prompt (not a batch).
     """
 
     __slots__ = (
         "asks_usage",
-        "fields",
+        "extensions",
         "items",
         "max_output_tokens",
         "model",
@@ -145,7 +145,18 @@ class Body:
         self.prompt = b""
         self.single = True
         self.size = size
-        self.fields = _extensions(said)
+        self.extensions = _extensions(said)
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The extensions, decoded; those too deep to hold anybody's names are left out."""
+        found: dict[str, Any] = {}
+        for name, raw in self.extensions:
+            try:
+                found[name] = msgspec.json.decode(raw)
+            except (msgspec.DecodeError, RecursionError):
+                continue
+        return found
 
 
 def parse(kind: Kind, body: bytes) -> Body:
@@ -288,14 +299,10 @@ def _content(raw: Raw) -> bytes:
     return b"" if value == b"null" else value
 
 
-def _extensions(said: _Fields) -> Mapping[str, Any]:
-    """Extension fields that are there, decoded; those too large or too deep to be anybody's names are left out."""
-    found: dict[str, Any] = {}
+def _extensions(said: _Fields) -> tuple[tuple[str, bytes], ...]:
+    found: list[tuple[str, bytes]] = []
     for name in _EXTENSIONS:
         raw: Raw = getattr(said, name)
         if raw is not _NONE and len(raw) <= _MAX_EXTENSION_BYTES:
-            try:
-                found[name] = msgspec.json.decode(raw)
-            except (msgspec.DecodeError, RecursionError):
-                continue
-    return found or _NOTHING
+            found.append((name, bytes(raw)))
+    return tuple(found)

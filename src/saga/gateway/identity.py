@@ -13,7 +13,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import quote
 
 import msgspec
@@ -40,7 +40,12 @@ _RESPONSES: Final = "/v1/responses/"
 _USAGE: Final = b'{"include_usage":true}'
 _JSON_SPACE: Final = b" \t\n\r"
 _MIN_PREFIX_BYTES: Final = 256
+_MAX_WORDS: Final = 8_192
+_MAX_WORDS_BYTES: Final = 1_024
 _ANY_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+
+_Words: TypeAlias = tuple[tuple[tuple[bytes, bytes], ...], tuple[tuple[str, bytes], ...]]
+"""(headers, fields of the body) by which a call says whose it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,7 @@ class GatewayIdentity:
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._responses: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._named_tenants: dict[str, Tenant] = {}
+        self._words: dict[_Words, Named] = {}
 
     def identify(self, request: Request, at_s: float) -> Call:
         """The call; raises Refused (400, 401, 429). at_s: the event loop's clock. Cost: O(bytes of the body)."""
@@ -117,7 +123,7 @@ class GatewayIdentity:
         if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
             raise Refused(400, "a compressed body is not read here: send it as it is", code="bad_encoding")
         body = parse(kind, request.body)
-        named = self.resolver.resolve(request.headers, body.fields)
+        named = self._said(request, body)
         self._check_ours(named)
         tenant = self._believed(tenant, named)
         if kind is Kind.EMBEDDINGS or not body.single:
@@ -140,6 +146,22 @@ class GatewayIdentity:
             self._responses[f"{call.tenant}/{answer.response_id}"] = (call.session, worker)
             if len(self._responses) > self.settings.max_response_ids:
                 self._responses.popitem(last=False)
+
+    def _said(self, request: Request, body: Body) -> Named:
+        """What the call says about itself. The calls of a session do so in the same words, which are read once.
+
+        Words that cannot be read are not remembered, so that each time counts; long ones are not either.
+        """
+        words = (self.resolver.heard(request.headers), body.extensions)
+        named = self._words.get(words)
+        if named is None:
+            named = self.resolver.resolve(words[0], body.fields)
+            num_bytes = sum(len(name) + len(value) for part in words for name, value in part)
+            if not named.ignored and num_bytes <= _MAX_WORDS_BYTES:
+                if len(self._words) >= _MAX_WORDS:
+                    self._words.clear()
+                self._words[words] = named
+        return named
 
     def _call(
         self, kind: Kind, request: Request, body: Body, named: Named, tenant: Tenant, at_s: float, *, retrying: bool

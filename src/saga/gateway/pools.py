@@ -40,13 +40,17 @@ class Seat:
 
 
 class Pool:
-    """A scheduler and the seats of its workers. num_waiting: steps that have no worker yet."""
+    """A scheduler and the seats of its workers.
+
+    num_waiting: steps that have no worker yet. largest_kv_tokens: KV capacity of its largest worker, 0 without workers.
+    """
 
     def __init__(self, models: Models, scheduler: Scheduler) -> None:
         self.models = models
         self.scheduler = scheduler
         self.seats: dict[str, Seat] = {}
         self.num_waiting = 0
+        self.largest_kv_tokens = 0
 
     @property
     def num_up(self) -> int:
@@ -60,10 +64,11 @@ class Pool:
         running = sum(seat.num_steps for seat in self.seats.values())
         return (running + self.num_waiting) / num_up if num_up else float("inf")
 
-    @property
-    def largest_kv_tokens(self) -> int:
-        """KV capacity of its largest worker, 0 without workers. O(seats)."""
-        return max((seat.worker.kv_tokens for seat in self.seats.values() if not seat.leaving), default=0)
+    def measure(self) -> None:
+        """Workers came or went: find the largest. O(seats)."""
+        self.largest_kv_tokens = max(
+            (seat.worker.kv_tokens for seat in self.seats.values() if not seat.leaving), default=0
+        )
 
 
 class Pools:
@@ -123,6 +128,7 @@ class Pools:
         name = worker.name if worker.name not in pool.seats else f"{worker.name}~{self._num_seats}"
         seat = Seat(name, worker, pool)
         pool.seats[name] = self._seats[worker.name] = seat
+        pool.measure()
         return seat
 
     def rise(self, worker: Worker) -> Seat | None:
@@ -130,6 +136,7 @@ class Pools:
         seat = self._seats.pop(worker.name, None)
         if seat is not None:
             seat.leaving = True
+            seat.pool.measure()
         return seat
 
     def clear(self, seat: Seat) -> None:
