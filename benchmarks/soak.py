@@ -90,7 +90,9 @@ def sizes(gateway: Gateway) -> dict[str, int]:
         "client connections": gateway.front.num_connections if gateway.front is not None else 0,
         "worker connections": gateway.front.pool.num_connections if gateway.front is not None else 0,
     }
+    begin = time.perf_counter()
     gc.collect()
+    found["collection_ms"] = round(1e3 * (time.perf_counter() - begin))
     found["objects"] = len(gc.get_objects())
     return found
 
@@ -335,6 +337,7 @@ async def weigh(arguments: argparse.Namespace, gateway: Watched) -> dict[str, An
         "sessions": second["sessions"],
         "conversations": second["conversations"],
         "rss_mib": high / MIB,
+        "collection_ms": second["collection_ms"],
         "mib_per_100k_sessions": (high - low) / MIB * 100_000 / max(1, more),
     }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -167,6 +166,7 @@ async def _serve(settings: GatewayConfig, file: Path | None, engines: EmbeddedEn
 
     from saga.gateway.journal import log_to_stderr
     from saga.gateway.serve import Gateway
+    from saga.gateway.sweeping import Sweeper
 
     log_to_stderr(settings.log_level)
     stopped = asyncio.Event()
@@ -177,7 +177,7 @@ async def _serve(settings: GatewayConfig, file: Path | None, engines: EmbeddedEn
     try:
         gateway = Gateway(settings, file=file)
         await gateway.start()
-        _collect_less_garbage()
+        sweeping = asyncio.create_task(Sweeper(lambda: gateway.scheduling.num_running == 0).run())
         _greet(gateway.url, gateway.admin_url, settings, gateway.workers.num_up)
         await stopped.wait()
         stopped.clear()
@@ -189,15 +189,9 @@ async def _serve(settings: GatewayConfig, file: Path | None, engines: EmbeddedEn
             assert gateway.front is not None
             gateway.front.close()
         await draining
+        sweeping.cancel()
     finally:
         await engines.stop()
-
-
-def _collect_less_garbage() -> None:
-    """A full collection walks every session: it is made rare, and what the start has left behind is not walked."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 def _greet(url: str, admin_url: str, settings: GatewayConfig, num_up: int) -> None:
