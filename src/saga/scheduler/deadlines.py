@@ -45,9 +45,12 @@ class Deadlines:
     def next_s(self) -> float | None:
         """Time of the earliest valid deadline."""
         heap = self._heap
-        while heap and not _valid(heap[0]):
+        while heap:
+            first = heap[0]
+            if _valid(first):
+                return first[0]
             heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        return None
 
     def pop_due(self, at_s: float) -> tuple[Due, Subject] | None:
         """The earliest valid deadline that is not after `at_s`."""

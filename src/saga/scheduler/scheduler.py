@@ -61,6 +61,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self.now_s = -inf
         self._gates = composition.admission.gates
+        self._is_large = False
         self._least = LeastLoadedIndex(composition.routing.balance)
         self._out: list[Command] = []
         self._roomier: dict[str, Worker] = {}
@@ -254,7 +255,7 @@ class Scheduler:
 
     def _candidates(self, session: Session) -> list[Worker]:
         """All workers of a small fleet; home and the least loaded of a large one."""
-        if len(self.fleet) < _SHORT_LIST_FROM:
+        if not self._is_large:
             return list(self.fleet)
         short = self._least.least(2)
         home = self.fleet.get(session.home)
@@ -285,7 +286,7 @@ class Scheduler:
 
     def _touched(self, worker: Worker, *, freed: bool) -> None:
         """The worker's load changed; if room came free, those who wait are asked at the end of the event."""
-        if len(self.fleet) >= _SHORT_LIST_FROM:
+        if self._is_large:
             self._least.update(worker)
         if freed and self.gate.num_waiting:
             self._roomier[worker.worker] = worker
@@ -609,6 +610,7 @@ class Scheduler:
                 raise ProtocolError(f"{name} {getattr(event, name)} of worker {event.worker!r}: expected more than 0")
         worker = self.fleet.join(event)
         if len(self.fleet) == _SHORT_LIST_FROM:
+            self._is_large = True
             for other in self.fleet:
                 self._least.update(other)
         self._touched(worker, freed=True)
@@ -643,6 +645,7 @@ class Scheduler:
             return
         residents = list(worker.residents.values())
         self.fleet.lose(worker)
+        self._is_large = len(self.fleet) >= _SHORT_LIST_FROM
         self._least.remove(worker)
         self._let_roam(worker)
         running = [session for session in residents if session.state is State.RUNNING]
