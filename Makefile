@@ -26,8 +26,8 @@ $(READY): constraints.txt pyproject.toml src/saga/__init__.py
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(READY)  ## Compare plain prefix caching with SAGA; writes out/demo.html (about 2 minutes)
-	@$(BIN)/saga demo --jobs $(JOBS) $(if $(SHARED),--shared $(SHARED))
+demo: $(READY)  ## Compare plain prefix caching with SAGA, simulated and live; writes out/demo.html (under 2 minutes)
+	@$(BIN)/saga demo --jobs $(JOBS) --json out/demo.json $(if $(SHARED),--shared $(SHARED))
 
 lint: $(READY)  ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check --quiet

@@ -144,6 +144,25 @@ def test_runs_without_details_make_a_page_without_drawings() -> None:
     assert render_report("t", [some]).count("<svg") == 1
 
 
+def test_measured_groups_are_told_apart_from_simulated_ones(page: str) -> None:
+    """A measured group says so in its table and sentence, and the page no longer calls all of it simulated."""
+    assert "Every figure on this page is simulated" in page
+    runs = [
+        {"preset": name, "seed": seed, "tct_mean_s": tct_s + seed, "prefix_hit_share": share}
+        for seed in range(2)
+        for name, tct_s, share in (("plain", 20.0, 0.25), ("saga", 10.0, 0.9))
+    ]
+    details = {"plain": FakeDetail(tct_s=[20.0]), "saga": FakeDetail(tct_s=[10.0])}
+    measured = ReportGroup("real", (), runs, summarise(runs), details, kind="measured")
+    both = render_report("Both", [make_group(), measured])
+    assert "Every figure on this page is simulated" not in both
+    assert "simulated" not in render_report("One", [measured])
+    text = read(both).text
+    assert "measured, mean over 2 runs" in text
+    assert "(measured): 1." in text
+    assert "plain found 25.0 % of all prompt tokens" in text
+
+
 def test_long_timelines_are_cut_and_not_the_page_blown_up() -> None:
     """Five times as many sessions make the page hardly larger."""
     group = make_group()

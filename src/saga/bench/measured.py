@@ -17,9 +17,11 @@ from saga.bench.tables import (
     RunObject,
     SummaryObject,
     Table,
+    best_rival,
     mean_figure,
     presets_of,
     summarise,
+    time_sentence,
     write_count,
     write_seconds,
     write_share,
@@ -167,6 +169,21 @@ def measured_table(runs: Sequence[RunObject], summary: Sequence[SummaryObject]) 
     repeats = max(len(group) for group in groups)
     title = f"measured, mean over {repeats} runs" if repeats > 1 else "measured, one run: no interval"
     return Table(title, ("", *labels), tuple(rows))
+
+
+def measured_meaning(runs: Sequence[RunObject], summary: Sequence[SummaryObject]) -> list[str]:
+    """Two plain sentences: completion time, and what the engines' caches served. Empty with one server."""
+    base = presets_of(runs)[0]
+    row = best_rival(runs, summary, bound="")
+    if row is None:
+        return []
+    sentences = [time_sentence(runs, base, row, kind="measured")]
+    names = (base, str(row["preset"]))
+    cached = [mean_figure([run for run in runs if run["preset"] == name], "prefix_hit_share") for name in names]
+    if cached[0] is not None and cached[1] is not None:
+        before, after = (write_share(share) for share in cached if share is not None)
+        sentences.append(f"{names[0]} found {before} of all prompt tokens in the engines' caches, {names[1]} {after}.")
+    return sentences
 
 
 def measured_tenants(runs: Sequence[RunObject]) -> Table | None:

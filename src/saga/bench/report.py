@@ -1,4 +1,4 @@
-"""One self-contained HTML page that a person can read: tables, sentences and drawings of simulated runs.
+"""One self-contained HTML page that a person can read: tables, sentences and drawings of simulated and measured runs.
 
 Drawings are SVG inside the page; their colours are CSS variables, so that one page reads well on a light and on a dark
 screen. Colours are told apart by people who see few of them (Okabe and Ito), and line styles and heights repeat what
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from saga import __version__
 from saga.bench.files import write_whole
@@ -70,13 +70,17 @@ class Detail(Protocol):
 
 @dataclass(frozen=True)
 class ReportGroup:
-    """One workload under several presets. details: by preset, of one seed; may lack some."""
+    """One workload under several presets. details: by preset, of one seed; may lack some.
+
+    kind: whether the runs are a simulator's or a replay's (`saga.bench.measured`); it is said wherever figures are.
+    """
 
     workload: str
     notes: Sequence[str]
     runs: Sequence[RunObject]
     summary: Sequence[SummaryObject]
     details: Mapping[str, Detail]
+    kind: Literal["simulated", "measured"] = "simulated"
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ def render_report(title: str, groups: Sequence[ReportGroup]) -> str:
         loader=PackageLoader("saga.bench", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     sections = [_section(group, f"g{index}") for index, group in enumerate(groups)]
-    return environment.get_template("report.html.j2").render(title=title, sections=sections, version=__version__)
+    said = {kind: any(group.kind == kind for group in groups) for kind in ("simulated", "measured")}
+    template = environment.get_template("report.html.j2")
+    return template.render(title=title, sections=sections, version=__version__, **said)
 
 
 def _section(group: ReportGroup, salt: str) -> dict[str, object]:
@@ -117,10 +123,16 @@ def _section(group: ReportGroup, salt: str) -> dict[str, object]:
     if group.details:
         drawings = [_draw_tct(group, salt), _draw_occupancy(group, salt), _draw_timeline(group, salt)]
     tables: list[Table | None] = [preset_table(group.runs, group.summary), tenant_table(group.runs)]
+    sentences = meaning(group.runs, group.summary)
+    if group.kind == "measured":
+        from saga.bench.measured import measured_meaning, measured_table, measured_tenants
+
+        tables = [measured_table(group.runs, group.summary), measured_tenants(group.runs)]
+        sentences = measured_meaning(group.runs, group.summary)
     return {
         "workload": group.workload,
         "notes": group.notes,
-        "sentences": meaning(group.runs, group.summary),
+        "sentences": sentences,
         "tables": [table for table in tables if table is not None],
         "drawings": [drawing for drawing in drawings if drawing.svg],
     }
@@ -140,7 +152,7 @@ def _draw_tct(group: ReportGroup, salt: str) -> _Drawing:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(_plain_number)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="task completion time, s (simulated)", ylabel="share of tasks", ylim=(0, 1.02))
+    axes.set(xlabel=f"task completion time, s ({group.kind})", ylabel="share of tasks", ylim=(0, 1.02))
     _dress(axes)
     axes.legend(loc="lower right", frameon=False)
     return _Drawing(

@@ -145,20 +145,26 @@ def write_speedup(row: SummaryObject) -> str:
     return f"{speedup:.2f}x" if low is None or high is None or low == high else f"{speedup:.2f}x ({low:.2f}-{high:.2f})"
 
 
+def best_rival(runs: Sequence[RunObject], summary: Sequence[SummaryObject], *, bound: str) -> SummaryObject | None:
+    """The row of the fastest preset but the first one and `bound`; None where there is nothing to compare."""
+    base = presets_of(runs)[0]
+    rivals = [row for row in summary if row["preset"] not in (base, bound)]
+    ranked = sorted(rivals, key=lambda row: -(_as_number(row["speedup"]) or 0.0))
+    return ranked[0] if ranked and _as_number(ranked[0]["speedup"]) is not None else None
+
+
 def meaning(runs: Sequence[RunObject], summary: Sequence[SummaryObject], *, bound: str = "infinite_kv") -> list[str]:
     """Two plain sentences: what happened to completion time, and where the work went.
 
     Compares the first preset with the fastest of the others; `bound` is no competitor but the limit that memory sets.
     Empty where there is nothing to compare.
     """
-    base, *others = presets_of(runs)
-    rivals = [row for row in summary if row["preset"] in others and row["preset"] != bound]
-    ranked = sorted(rivals, key=lambda row: -(_as_number(row["speedup"]) or 0.0))
-    if not ranked or _as_number(ranked[0]["speedup"]) is None:
+    base = presets_of(runs)[0]
+    row = best_rival(runs, summary, bound=bound)
+    if row is None:
         return []
-    best = str(ranked[0]["preset"])
     limit = next((row for row in summary if row["preset"] == bound and bound != base), None)
-    return [_time_sentence(runs, base, best, ranked[0]), _work_sentence(runs, base, best, ranked[0], limit)]
+    return [time_sentence(runs, base, row, kind="simulated"), _work_sentence(runs, base, row, limit)]
 
 
 def open_loop_caveat(runs: Sequence[RunObject], arrivals_s: float) -> str | None:
@@ -177,12 +183,13 @@ def open_loop_caveat(runs: Sequence[RunObject], arrivals_s: float) -> str | None
     )
 
 
-def _time_sentence(runs: Sequence[RunObject], base: str, best: str, row: SummaryObject) -> str:
-    """Completion time of the best against the first, with the interval in words."""
+def time_sentence(runs: Sequence[RunObject], base: str, row: SummaryObject, *, kind: str) -> str:
+    """Completion time of the row's preset against the first one's, with the interval in words."""
+    best = str(row["preset"])
     before = write_seconds(mean_figure(_runs_of(runs, base), "tct_mean_s") or 0.0)
     after = write_seconds(mean_figure(_runs_of(runs, best), "tct_mean_s") or 0.0)
     speedup, low, high = (_as_number(row[key]) for key in ("speedup", "speedup_low", "speedup_high"))
-    means = f"With {best} a task takes {after} s on average, with {base} {before} s (simulated)"
+    means = f"With {best} a task takes {after} s on average, with {base} {before} s ({kind})"
     if low is None or high is None:
         return f"{means}: {_factor(speedup or 1.0)}, from one seed and so without an interval."
     interval = f"95 % interval {low:.2f}x to {high:.2f}x"
@@ -191,10 +198,9 @@ def _time_sentence(runs: Sequence[RunObject], base: str, best: str, row: Summary
     return f"{means}: {_factor(speedup or 1.0)} ({interval}, {_num_seeds(runs)} seeds)."
 
 
-def _work_sentence(
-    runs: Sequence[RunObject], base: str, best: str, row: SummaryObject, limit: SummaryObject | None
-) -> str:
+def _work_sentence(runs: Sequence[RunObject], base: str, row: SummaryObject, limit: SummaryObject | None) -> str:
     """What was computed twice, and how near the bound of endless KV memory is."""
+    best = str(row["preset"])
     again = [mean_figure(_runs_of(runs, preset), "regenerated_share") for preset in (base, best)]
     shares = [write_share(share) if share is not None else "an unknown share" for share in again]
     words = (

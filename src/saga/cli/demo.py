@@ -1,26 +1,33 @@
 """`saga demo`: what SAGA does, on a laptop, in two minutes.
 
-Two built-in workloads and, where recorded traces are at hand, two real ones; each under plain prefix caching, SAGA and
-endless KV memory. It refuses to know more than `saga sim`, which it is a fixed set of.
+Simulated: two built-in workloads and, where recorded traces are at hand, two real ones; each under plain prefix
+caching, SAGA and endless KV memory. Then live: real gateways over modelled engines (`saga.cli.live`). It refuses to
+know more than `saga sim` and `saga replay`, which it is a fixed set of.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saga.cli.output import check_writable
+from saga.cli.output import as_json, check_writable
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
     from saga.cli.farm import Job
+    from saga.cli.live import LiveComparison
+    from saga.cli.sim import Comparison
+
+SCHEMA = 1
 
 _PRESETS = ("vllm_apc", "saga", "infinite_kv")
-_NUM_SEEDS = 4
+_TITLE = "SAGA: a demonstration"
+_NUM_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -51,21 +58,26 @@ def demo(
         Path | None, typer.Option(help="Folder that holds traces/ with real recordings.", envvar="SAGA_SHARED")
     ] = None,
     out: Annotated[Path, typer.Option(help="The report.")] = Path("out/demo.html"),
+    json: Annotated[Path | None, typer.Option(help="Write all figures here.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 2,
     tasks: Annotated[int | None, typer.Option(help="Tasks per run [default: what fits into two minutes].")] = None,
+    live: Annotated[bool, typer.Option(help="Then live, through gateways and modelled engines.")] = True,
 ) -> None:
-    """Compare plain prefix caching with SAGA on two workloads, and on real traces where there are any.
+    """Compare plain prefix caching with SAGA: simulated on two workloads (and on real traces), then live over HTTP.
 
     saga demo
 
-    saga demo --shared ~/recordings --out demo.html
+    saga demo --shared ~/recordings --out demo.html --json demo.json --no-live
     """
+    from saga.bench.files import write_whole
     from saga.bench.report import check_installed, write_report
     from saga.cli.sim import compare
 
     check_installed()
-    _make_folder(out.parent)
-    check_writable(out, "--out")
+    for path, flag in ((out, "--out"), (json, "--json")):
+        if path is not None:
+            _make_folder(path.parent, flag)
+            check_writable(path, flag)
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}: must be at least 1")
     bases = [_job(scene, scene.workload, tasks) for scene in _BUILT_IN]
@@ -74,8 +86,36 @@ def demo(
     for comparison in comparisons:
         comparison.show()
         typer.echo()
-    write_report(out, "SAGA: a demonstration", [comparison.as_group() for comparison in comparisons])
+    groups = [comparison.as_group() for comparison in comparisons]
+    write_report(out, _TITLE, groups)
+    measured = _live(tasks) if live else None
+    if measured is not None:
+        write_report(out, _TITLE, [*groups, measured.as_group()])
+    if json is not None:
+        write_whole(json, as_json(_document(comparisons, measured)))
     typer.echo(f"report: {out}")
+
+
+def _live(tasks: int | None) -> LiveComparison:
+    """The measured part; no more tasks per run than asked for."""
+    from saga.cli.live import LiveScene, play
+
+    scene = LiveScene()
+    scene = scene if tasks is None else replace(scene, tasks=min(tasks, scene.tasks))
+    typer.echo(f"live now: {' and '.join(scene.fronts)} in turns, about 40 s ...\n", err=True)
+    measured = play(scene)
+    measured.show()
+    typer.echo()
+    return measured
+
+
+def _document(comparisons: Sequence[Comparison], measured: LiveComparison | None) -> dict[str, object]:
+    """Everything, schema 1: what `saga sim --json` and `saga replay --json` write, together."""
+    return {
+        "schema": SCHEMA,
+        "simulated": [comparison.as_document() for comparison in comparisons],
+        "measured": None if measured is None else measured.document,
+    }
 
 
 def _job(scene: _Scene, workload: str, tasks: int | None) -> Job:
@@ -107,9 +147,9 @@ def _recordings(shared: Path | None) -> list[tuple[_Scene, Path]]:
     return [(scene, path) for scene, path in found if os.access(path, os.R_OK)]
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, flag: str) -> None:
     """UsageError where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out: cannot make the folder {folder}: {error.strerror}") from error
+        raise UsageError(f"{flag}: cannot make the folder {folder}: {error.strerror}") from error

@@ -32,6 +32,13 @@ def check_writable(path: Path, flag: str) -> None:
         raise UsageError(f"{flag} {path}: cannot write in {path.parent}: {error.strerror}") from error
 
 
+def as_json(document: object) -> str:
+    """A document for other programs, in lines that people can read too."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+
+
 def print_table(table: Table) -> None:
     """Print to standard output, in several pieces where the columns do not fit side by side."""
     from rich.box import SIMPLE_HEAD

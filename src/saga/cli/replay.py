@@ -104,13 +104,13 @@ def replay(
     )
     limits = Limits(max_context_tokens=max_context, min_calls=min_calls, max_calls=max_calls, gap_cap_s=gap_cap_s)
     source = find_workload(workload, limits)
-    with _progress() as advance:
+    with progress() as advance:
         run = Replay([parse_target(url) for url in urls], source, config, on_progress=advance)
         stopped = asyncio.run(_until_done_or_interrupted(run))
     if not run.records:
         raise typer.Exit(EXIT_INTERRUPTED)
     typer.echo(f"{source.name}: {source.provenance}")
-    _show(run.records, config, document=_document(run.records, workload, config, limits), json=json)
+    _show(run.records, config, document=as_document(run.records, workload, config, limits), json=json)
     if stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -129,7 +129,7 @@ async def _until_done_or_interrupted(replay_: Replay) -> bool:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
+def progress() -> Iterator[Any]:
     """A bar on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -161,7 +161,7 @@ def read_keys(path: Path) -> dict[str, str]:
         raise UsageError(f'--tenant-keys {path}: {error}; right is {{"tenant": "key", "*": "key"}}') from error
 
 
-def _document(records: list[RunRecord], workload: str, config: ReplayConfig, limits: object) -> dict[str, Any]:
+def as_document(records: list[RunRecord], workload: str, config: ReplayConfig, limits: object) -> dict[str, Any]:
     """The whole measurement, schema 1. Keys are secret and stay out."""
     from saga.bench.measured import summary_of
 
@@ -181,11 +181,9 @@ def _document(records: list[RunRecord], workload: str, config: ReplayConfig, lim
 
 def _show(records: list[RunRecord], config: ReplayConfig, *, document: dict[str, Any], json: Path | None) -> None:
     """Print the tables, write the file."""
-    import msgspec
-
     from saga.bench.files import write_whole
     from saga.bench.measured import measured_table, measured_tenants
-    from saga.cli.output import print_table
+    from saga.cli.output import as_json, print_table
 
     runs, summary = document["runs"], document["summary"]
     typer.echo(f"{config.agents} agents, {config.tasks:,} tasks per run, gaps divided by {config.speed:g}")
@@ -204,4 +202,4 @@ def _show(records: list[RunRecord], config: ReplayConfig, *, document: dict[str,
     if document["partial"]:
         typer.echo("Interrupted: the last run is partial, and its figures are of what was done by then.")
     if json is not None:
-        write_whole(json, msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+        write_whole(json, as_json(document))

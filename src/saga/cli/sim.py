@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga.bench.files import write_whole
-from saga.cli.output import check_writable, print_table
+from saga.cli.output import as_json, check_writable, print_table
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def sim(
     comparison = compare([Job(first, limits)], names, seeds=seeds, jobs=jobs)[0]
     comparison.show()
     if json is not None:
-        write_whole(json, comparison.as_json())
+        write_whole(json, as_json(comparison.as_document()))
     if report is not None:
         from saga.bench.report import write_report
 
@@ -179,13 +179,11 @@ class Comparison:
         """Sessions left out, by reason."""
         return ", ".join(f"{count} sessions ({reason})" for reason, count in self.source.skipped.reasons.items())
 
-    def as_json(self) -> str:
-        """The whole comparison, schema 1, for other programs."""
-        import msgspec
-
+    def as_document(self) -> dict[str, object]:
+        """The whole comparison, schema 1."""
         varying = ("preset", "seed", "workload", "log_path", "detail")
         config = {key: value for key, value in self.config.as_dict().items() if key not in varying}
-        document = {
+        return {
             "schema": SCHEMA,
             "kind": "simulated",
             "workload": self.config.workload,
@@ -194,7 +192,6 @@ class Comparison:
             "runs": self.figures,
             "summary": self.summary,
         }
-        return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
     def as_group(self) -> ReportGroup:
         """What the report draws."""
