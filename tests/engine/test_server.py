@@ -208,6 +208,7 @@ def test_responses_are_stored_and_lead_on() -> None:
     async def scene(server: EngineServer, client: AsyncOpenAI) -> None:
         first = await client.responses.create(model=MODEL, input=LONG, max_output_tokens=200)
         again = await client.responses.create(model=MODEL, input="More.", previous_response_id=first.id)
+        assert (first.previous_response_id, again.previous_response_id) == (None, first.id)
         assert first.output_text
         assert again.usage is not None
         assert again.usage.input_tokens_details.cached_tokens > 600

@@ -56,7 +56,10 @@ class Usage:
 
 @dataclass(slots=True)
 class Ask:
-    """A request as the model sees it. prompt: rendered. cache_salt: keeps caches apart. turns: for stored responses."""
+    """A request as the model sees it. prompt: rendered. cache_salt: keeps caches apart.
+
+    turns, previous: of stored responses, the conversation and the one it continues.
+    """
 
     model: str | None
     prompt: bytes
@@ -68,6 +71,7 @@ class Ask:
     priority: int = 0
     cache_salt: str = ""
     turns: list[Turn] = field(default_factory=list)
+    previous: str = ""
 
 
 @dataclass(slots=True)
@@ -421,6 +425,7 @@ class Responses:
         tools, offered = _tools(body, "parameters")
         ask = _conversation(body, turns, tools, offered, "max_output_tokens")
         ask.include_usage = True
+        ask.previous = previous
         return ask
 
     def _add(self, turns: list[Turn], item: JsonObject) -> None:
@@ -501,6 +506,7 @@ class Responses:
             "instructions": None,
             "metadata": None,
             "parallel_tool_calls": True,
+            "previous_response_id": reply.ask.previous or None,
             "temperature": 1.0,
             "tool_choice": "auto",
             "tools": [],
