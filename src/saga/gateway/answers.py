@@ -203,12 +203,12 @@ class _Seen:
     def close(self) -> Answer:
         """The answer as it was seen."""
         answer = self.answer
-        answer.text = "".join(self._text) + self._ending
-        if len(answer.text) > 2 * _EDGE_CHARS:
-            answer.text = answer.text[:_EDGE_CHARS] + answer.text[-_EDGE_CHARS:]
-        answer.tool_calls = tuple(
-            label(name, self._arguments.get(place, "")) for place, name in sorted(self._names.items())
-        )
+        text = "".join(self._text) + self._ending
+        answer.text = text if len(text) <= 2 * _EDGE_CHARS else text[:_EDGE_CHARS] + text[-_EDGE_CHARS:]
+        if self._names:
+            answer.tool_calls = tuple(
+                label(name, self._arguments.get(place, "")) for place, name in sorted(self._names.items())
+            )
         return answer
 
 
@@ -401,7 +401,7 @@ class UnaryWatcher:
 
     def close(self) -> Answer:
         """No more bytes come; what they said."""
-        body = b"".join(self._parts)
+        body = b"".join(self._parts) if len(self._parts) != 1 else self._parts[0]
         self._parts = []
         answer = self._seen.answer
         if not self._whole:

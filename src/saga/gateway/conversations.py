@@ -51,13 +51,13 @@ _ENDING_CHARS: Final = 64
 class Digest:
     """A prompt, hashed.
 
-    chain[i]: hash of everything up to message i. sizes[i]: bytes up to there, system and tools included. root: how many
-    messages the first user message ends. prefix: hash of system prompt and tools, `prefix_size` their bytes; seeded
-    apart, because sessions share it. body: hash of the whole body. text: the raw prompt of a completion, b"" where
-    there are messages.
+    chain[i]: hash of everything up to message i; end: of all. sizes[i]: bytes up to there, system and tools included.
+    root: how many messages the first user message ends. prefix: hash of system prompt and tools, `prefix_size` their
+    bytes; seeded apart, because sessions share it. body: hash of the whole body. text: the raw prompt of a completion,
+    b"" where there are messages.
     """
 
-    __slots__ = ("body", "chain", "items", "prefix", "prefix_size", "root", "size", "sizes", "text")
+    __slots__ = ("body", "chain", "end", "items", "prefix", "prefix_size", "root", "size", "sizes", "text")
 
     def __init__(self, body: Body, raw: bytes, seed: int, prefix_seed: int) -> None:
         self.body = xxh3(raw, seed)
@@ -69,11 +69,13 @@ class Digest:
         if body.prompt:
             self.text = body.prompt[:-1]
             self.chain, self.sizes = _chunks(self.text, start)
+            self.end = self.chain[-1] if self.chain else xxh3(self.text, self.body)
             self.root = 0
             self.prefix = 0
             self.size = len(self.text)
             return
         self.chain, self.sizes = _chained(body.items, start, self.prefix_size)
+        self.end = self.chain[-1] if self.chain else xxh3(b"", self.body)
         num_leading = 0
         for item in body.items:
             if item.role not in _INSTRUCTING:
@@ -94,11 +96,6 @@ class Digest:
     def fresh(self) -> bool:
         """Whether nobody has answered anything in it yet."""
         return len(self.chain) <= self.root
-
-    @property
-    def end(self) -> int:
-        """The hash of the whole prompt."""
-        return self.chain[-1] if self.chain else xxh3(self.text, self.body)
 
     def packed(self) -> bytes:
         """Four bytes per message: enough to find where two prompts part."""
@@ -426,7 +423,7 @@ class Conversations:
 
     def _retried(self, digest: Digest, at_s: float, *, retrying: bool) -> Conversation | None:
         """The conversation whose last call this is a retry of."""
-        for conversation in _members(self._ends, digest.end):
+        for conversation in _members(self._ends, digest.end) if digest.end in self._ends else ():
             if conversation.body != digest.body:
                 continue
             if at_s - conversation.failed_s <= self.settings.retry_s or (retrying and _live(conversation, at_s)):

@@ -117,7 +117,9 @@ class Tenants:
 
     def begin(self, tenant: Tenant, tokens: int, at_s: float) -> None:
         """Count a call of about `tokens` prompt tokens; raises Refused (429, with a time to wait) over the limits."""
-        use = self._uses.setdefault(tenant.name, _Use())
+        use = self._uses.get(tenant.name)
+        if use is None:
+            use = self._uses[tenant.name] = _Use()
         if tenant.max_calls_in_flight is not None and use.in_flight >= tenant.max_calls_in_flight:
             raise _limited(f"tenant {tenant.name!r} has {use.in_flight} calls in flight, the most it may have", 1.0)
         if tenant.max_tokens_per_min is not None:

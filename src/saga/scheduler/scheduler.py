@@ -62,6 +62,7 @@ class Scheduler:
         self.now_s = -inf
         self._gates = composition.admission.gates
         self._is_large = False
+        self._nobody_idle_before_s = -inf
         self._least = LeastLoadedIndex(composition.routing.balance)
         self._out: list[Command] = []
         self._roomier: dict[str, Worker] = {}
@@ -594,9 +595,12 @@ class Scheduler:
 
     def _forget_idle(self) -> None:
         """Caps and ages: the least recently seen sessions end if they are idle for too long or too many."""
+        if self.now_s < self._nobody_idle_before_s and len(self.sessions) <= self.caps.max_sessions:
+            return
         while (oldest := self.sessions.oldest()) is not None:
             too_old = self.now_s - oldest.last_seen_s > self.caps.idle_s
             if oldest.step or not (too_old or len(self.sessions) > self.caps.max_sessions):
+                self._nobody_idle_before_s = oldest.last_seen_s + self.caps.idle_s
                 return
             self._end(oldest, "idle for too long" if too_old else "too many sessions")
 

@@ -467,8 +467,9 @@ class WorkflowModel:
             chance = warm * chance + (1.0 - warm) * self._usual_end_chance(track)
         chance = min(max(chance, _SMALLEST_CHANCE), 1.0 - _SMALLEST_CHANCE)
         speaks = log(hazard * (1.0 - base) / ((1.0 - hazard) * base))
-        heard = speaks - min(max(speaks, -_DEAF_BELOW), _DEAF_BELOW)
-        odds = chance / (1.0 - chance) * exp(heard)
+        odds = chance / (1.0 - chance)
+        if not -_DEAF_BELOW <= speaks <= _DEAF_BELOW:
+            odds *= exp(speaks - (_DEAF_BELOW if speaks > 0.0 else -_DEAF_BELOW))
         return odds / (1.0 + odds)
 
     def _usual_end_chance(self, track: Track) -> float:
