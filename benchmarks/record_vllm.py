@@ -405,7 +405,8 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "agents_priority_5": lambda: _agents(5, "priority", rewrite=0.3, chunk_tokens=200),
     "agents_host_small_fcfs_8": lambda: _agents(8, "fcfs", times=2.0, host=0.7),
     "agents_host_small_priority_9": lambda: _agents(9, "priority", times=2.0, host=0.7),
-    "agents_host_rewrite_fcfs_10": lambda: _agents(10, "fcfs", rewrite=0.3, times=2.0, host=1.0),
+    "agents_host_small_rewrite_fcfs_23": lambda: _agents(23, "fcfs", rewrite=0.3, times=2.0, host=0.7),
+    "agents_host_priority_24": lambda: _agents(24, "priority", times=2.0, host=1.0),
     "agents_long_answers_fcfs_6": lambda: _agents(6, "fcfs", max_output_tokens=120, times=1.6),
     "agents_long_answers_priority_7": lambda: _agents(7, "priority", max_output_tokens=120, times=1.6),
 }

@@ -88,7 +88,9 @@ class ModelledEngine:
         self._network = Link(settings.move_tokens_per_s) if settings.move_tokens_per_s > 0 else None
         self._block = block
         self._requests: dict[str, EngineRequest] = {}
-        self._queue: WaitingQueue = FcfsQueue() if settings.queue == "fcfs" else PriorityQueue()
+        kind = FcfsQueue if settings.queue == "fcfs" else PriorityQueue
+        self._queue: WaitingQueue = kind()
+        self._landed: WaitingQueue = kind()  # those of `_holding`, served before the others
         self._running: dict[str, EngineRequest] = {}  # in order of admission
         self._partial: EngineRequest | None = None  # the one running call that prefills; always the last admitted
         self._holding: dict[str, EngineRequest] = {}  # waiting calls whose loaded blocks are already theirs
@@ -100,6 +102,7 @@ class ModelledEngine:
         self._context = 0
         self._residues = [0] * block  # [(context - iteration) mod block]
         self._num_offered = 0  # blocks of theirs that the host tier was offered
+        self._ended: list[tuple[EngineRequest, int, int, int]] = []  # calls to retire: seen, offered, computed blocks
         self._finishes: list[list[Any]] = []  # [iteration, admission, sequence, request or None]
         self._growing: dict[int, EngineRequest] = {}  # stream -> the call whose answer extends it
         self._share = 0.0  # device seconds that a call which decodes all the time would have got
@@ -174,9 +177,10 @@ class ModelledEngine:
             return
         request.priority = priority
         if request.state == WAITING and self.settings.queue == "priority":
-            self._queue.discard(request)
-            self._queue.push(request)
-            if at_s is not None and self._queue.head() is request:
+            queue = self._landed if request.step in self._holding else self._queue
+            queue.discard(request)
+            queue.push(request)
+            if at_s is not None and queue.head() is request:
                 self._interrupt(at_s)
 
     def next_event_s(self) -> float:
@@ -301,11 +305,10 @@ class ModelledEngine:
             budget = self.settings.chunk_tokens - self._num_decodes
             if self._partial is not None and not broken:
                 budget = self._continue_prefill(self._partial, budget)
-            if not self._cut and budget and len(self._queue):
+            if not self._cut and budget and (len(self._queue) or len(self._landed)):
                 self._admit(budget)
-            if self.host is not None:
-                for request, new in self._prefills:
-                    self._offer(request, request.computed + new)
+            if self.host is not None and (self._prefills or self._ended):
+                self._write_back(self.host)
             if self.settings.report_residency:
                 self._report_removed()
             if self._prefills or self._num_decodes:
@@ -419,9 +422,9 @@ class ModelledEngine:
 
     def _admit(self, budget: int) -> None:
         """Admit waiting calls from the head while they fit."""
-        queue, running, settings = self._queue, self._running, self.settings
-        while budget and len(queue) and len(running) < settings.max_running:
-            request = queue.head()
+        queue, landed, running, settings = self._queue, self._landed, self._running, self.settings
+        while budget and len(running) < settings.max_running and (len(landed) or len(queue)):
+            request = (landed if len(landed) else queue).head()
             transfer = self._inbound.get(request.session) if self._inbound else None
             if transfer is not None and request.lease is NO_LEASE:
                 queue.discard(request)
@@ -460,7 +463,7 @@ class ModelledEngine:
             self._watched = bool(writers)
             return self._unwedge(request) and self._look_up(request, target)
         if self.host is not None:
-            self.host.promise(self._unoffered())
+            self.host.promise(self._unoffered(0))
             loaded = self.host.lookup(spans, (target - 1) // block, hit) - hit
         if loaded and loaded + idle + self._reserved() > pool.available:
             self._watched = True
@@ -533,14 +536,15 @@ class ModelledEngine:
         holder = next((other for other in reversed(self._holding.values()) if other is not request), None)
         if holder is None:
             return False
+        self._landed.discard(holder)
         self._close(holder)
         holder.computed = 0
+        self._queue.push_front(holder)
         return True
 
     def _dequeue(self, request: EngineRequest) -> None:
-        if request.entry:
-            self._queue.discard(request)
-        self._holding.pop(request.step, None)
+        held = self._holding.pop(request.step, None) is not None
+        (self._landed if held else self._queue).discard(request)
 
     def _start(self, request: EngineRequest) -> None:
         request.state = PREFILL
@@ -684,34 +688,54 @@ class ModelledEngine:
         request.lease = NO_LEASE
         self._holding.pop(request.step, None)
         tokens = request.computed
-        if self.settings.prefix_caching:
-            self.pool.publish(lease, tokens // self._block)
-            if self.host is not None:
-                self._offer(request, tokens, used=used)
-        self.pool.close(lease, tokens=tokens, at_s=self._now, task_arrival_s=request.task_arrival_s)
         blocks = tokens // self._block
-        if used and self.host is not None and request.seen < blocks:
-            self.host.promise(self._unoffered())
-            session, spans = request.session, request.spans
-            self.host.use(session, spans, request.seen, blocks, self._now, request.task_arrival_s)
+        if self.settings.prefix_caching:
+            self.pool.publish(lease, blocks)
+            if self.host is not None:
+                if not used:
+                    self._offer(request, tokens)
+                elif blocks:
+                    self._ended.append((request, request.seen, request.offered, blocks))
+                    self._num_offered -= max(0, blocks - request.offered)
+        self.pool.close(lease, tokens=tokens, at_s=self._now, task_arrival_s=request.task_arrival_s)
 
-    def _offer(self, request: EngineRequest, tokens: int, *, used: bool = False) -> None:
+    def _offer(self, request: EngineRequest, tokens: int) -> None:
         """Write to the host tier what it lacks of a context's blocks, from where the last offer of this call ended.
 
         Where there is no room nothing is written, and the next offer begins again there.
         """
         first, blocks = request.offered, tokens // self._block
         if self.host is not None and blocks > first:
-            self.host.promise(self._unoffered())
+            self.host.promise(self._unoffered(1))
             request.seen = min(request.seen, first)
-            if self.host.store(request.session, request.spans, first, blocks, self._now, used=used):
+            if self.host.store(request.session, request.spans, first, blocks, self._now):
                 request.offered = blocks
 
-    def _unoffered(self) -> int:
-        """Blocks that the decoding calls have filled and not offered to the host tier: done only when somebody asks."""
-        shift = self._iteration
-        partial = sum([(index + shift) % self._block * count for index, count in enumerate(self._residues) if count])
-        return (self._context - partial) // self._block - self._num_offered
+    def _write_back(self, host: HostTier) -> None:
+        """The stores of an iteration, behind its admissions; then what ended calls saw in the tier counts as used."""
+        for request, new in self._prefills:
+            self._offer(request, request.computed + new)
+        if not self._ended:
+            return
+        ended, self._ended = self._ended, []
+        for request, seen, offered, blocks in ended:
+            session, spans = request.session, request.spans
+            self._num_offered += max(0, blocks - offered)
+            host.promise(self._unoffered(1))
+            if blocks > offered:
+                host.store(session, spans, offered, blocks, self._now, used=True)
+            host.use(session, spans, min(seen, offered), blocks, self._now, request.task_arrival_s)
+
+    def _unoffered(self, ahead: int) -> int:
+        """Blocks of decoding and just ended calls that are full `ahead` iterations on and not offered to the host tier.
+
+        vLLM offers a block in the iteration that fills it, behind the admissions. O(block_tokens).
+        """
+        if not self._num_decodes:
+            return -self._num_offered
+        block, shift = self._block, self._iteration + ahead
+        partial = sum([(index + shift) % block * count for index, count in enumerate(self._residues) if count])
+        return (self._context + ahead * self._num_decodes - partial) // block - self._num_offered
 
     # Interruptions and transfers
 
@@ -806,11 +830,13 @@ class ModelledEngine:
         first = lease.hashed
         self.pool.publish(lease, lease.blocks)
         if self.host is not None and transfer.blocks > transfer.first:
-            self.host.promise(self._unoffered())
+            self.host.promise(self._unoffered(0))
             self.host.unpin(transfer.spans, transfer.first, transfer.blocks)
         if request is not None:
             self._holding[request.step] = request
-            return [request]
+            request.state = WAITING
+            self._landed.push(request)
+            return []
         if self._inbound.get(transfer.session) is transfer:
             del self._inbound[transfer.session]
         self.pool.close(lease, tokens=lease.blocks * self._block, at_s=self._now)
@@ -819,6 +845,8 @@ class ModelledEngine:
         return transfer.blocked
 
     def _report_removed(self) -> None:
+        if not self.pool.evicted and (self.host is None or not self.host.evicted):
+            return
         sessions = self.pool.take_evicted()
         if self.host is not None:
             sessions += [session for session in self.host.take_evicted() if session not in sessions]
