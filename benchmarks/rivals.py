@@ -6,7 +6,8 @@ Installs the routers' wheels (`PINNED`) into an environment of their own if they
 block in turn: the direct call, `saga serve` (scheduler, identity, metrics, all on), `vllm-router` with consistent
 hashing, `vllm-router` with program scheduling (the same job as ours, and the baseline), `sglang-router` cache-aware.
 Added latency p50 and p95 at 2 KB, 200 KB and 1 MB (one client); requests/s of 16 and 64 clients and the CPU they cost;
-CPU per streamed token of 64 paced streams. Ratios in brackets: above 1 is better than the baseline.
+CPU per streamed token of 64 paced streams. Ratios in brackets: above 1 is better than the baseline. A second table
+holds the median of the rounds' own ratios: on a busy machine rounds differ, and within one all had the same weather.
 
 A router that cannot be installed or does not start is left out with a word. All of it listens on loopback and ends with
 the run. `environment` and `gateways` serve the other benchmarks against rivals.
@@ -19,12 +20,14 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import bench_gateway
+from bench_gateway import Contender
 from mock_fleet import Gateway, saga_command
 
 PINNED = ("vllm-router==0.1.17", "sglang-router==0.3.2")
@@ -53,6 +56,49 @@ def gateways(home: Path, urls: list[str], *saga_options: str) -> list[Gateway]:
     return found + [Gateway(name, command) for name, command in rivals.items()]
 
 
+def paired(contenders: list[Contender], num_rounds: int) -> dict[str, dict[str, float]]:
+    """Medians of each round's own ratio to the baseline, by figure and contender; above 1 is better than it."""
+    alive = {contender.name: contender for contender in contenders if not contender.failure}
+    direct, base = alive["direct"], alive.get(BASELINE)
+    ratios: dict[str, dict[str, float]] = {}
+    if base is None:
+        return ratios
+    for name, contender in alive.items():
+        if contender in (direct, base):
+            continue
+        for label in contender.latency_us:
+            for what, quantile in (("p50", 0.5), ("p95", 0.95)):
+                zero, theirs, ours = (
+                    [sorted(part)[int(quantile * len(part))] for part in _parts(one.latency_us[label], num_rounds)]
+                    for one in (direct, base, contender)
+                )
+                found = [(b - z) / (o - z) for z, b, o in zip(zero, theirs, ours, strict=True) if o > z and b > z]
+                if found:
+                    ratios.setdefault(f"{label} {what}", {})[name] = statistics.median(found)
+        for key, rates in contender.requests_per_s.items():
+            found = [ours / theirs for ours, theirs in zip(rates, base.requests_per_s[key], strict=True)]
+            ratios.setdefault(f"{key} req/s", {})[name] = statistics.median(found)
+            costs = zip(contender.cpu_us_per_request[key], base.cpu_us_per_request[key], strict=True)
+            ratios.setdefault(f"{key} CPU", {})[name] = statistics.median(theirs / ours for ours, theirs in costs)
+        tokens = zip(contender.cpu_us_per_token, base.cpu_us_per_token, strict=True)
+        ratios.setdefault("SSE CPU/token", {})[name] = statistics.median(theirs / ours for ours, theirs in tokens)
+    return ratios
+
+
+def _parts(values: list[float], num: int) -> list[list[float]]:
+    size = len(values) // num
+    return [values[place * size : (place + 1) * size] for place in range(num)]
+
+
+def show_paired(ratios: dict[str, dict[str, float]]) -> None:
+    """The second table."""
+    names = list(dict.fromkeys(name for row in ratios.values() for name in row))
+    print(f"\nMedian of the rounds' ratios to {BASELINE!r}; above 1 is better.\n")
+    print(f"{'':18}" + "".join(f"{name[-21:]:>22}" for name in names))
+    for figure, row in ratios.items():
+        print(f"{figure:18}" + "".join(f"{row[name]:>21.2f}x" if name in row else f"{'-':>22}" for name in names))
+
+
 def main() -> None:
     """Run it all."""
     bench_gateway.install_uvloop()
@@ -78,8 +124,10 @@ def main() -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     rows = bench_gateway.show(contenders, BASELINE)
+    ratios = paired(contenders, 2 if settings.quick else 6)
+    show_paired(ratios)
     if arguments.json:
-        said = {"kind": "measured", "baseline": BASELINE, "pinned": PINNED, "rows": rows}
+        said = {"kind": "measured", "baseline": BASELINE, "pinned": PINNED, "rows": rows, "ratios": ratios}
         arguments.json.write_text(json.dumps(said, indent=1))
 
 

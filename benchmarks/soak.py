@@ -34,6 +34,7 @@ from mock_fleet import Fleet, Redialling, connect, end, free_port, install_uvloo
 from saga.gateway.config import GatewayConfig
 from saga.gateway.conversations import Conversations
 from saga.gateway.serve import Gateway
+from saga.gateway.sweeping import Sweeper
 from saga.gateway.workers import WorkerConfig
 
 LEAK_SHARE = 0.05
@@ -63,11 +64,13 @@ async def serve(port: int, admin_port: int, cap: int, urls: list[str]) -> None:
         replace(identity.conversations.settings, max_conversations=cap, secret=b"0" * 32)
     )
     await gateway.start()
+    sweeping = asyncio.create_task(Sweeper(lambda: gateway.scheduling.num_running == 0).run())
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while await reader.readline():
         print(json.dumps(sizes(gateway)), flush=True)
+    sweeping.cancel()
     await gateway.stop(1.0)
 
 
@@ -93,7 +96,7 @@ def sizes(gateway: Gateway) -> dict[str, int]:
     begin = time.perf_counter()
     gc.collect()
     found["collection_ms"] = round(1e3 * (time.perf_counter() - begin))
-    found["objects"] = len(gc.get_objects())
+    found["objects"] = len(gc.get_objects()) + gc.get_freeze_count()
     return found
 
 

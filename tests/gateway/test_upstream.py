@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 
 import pytest
@@ -306,3 +307,29 @@ def test_keys_tell_what_is_interchangeable() -> None:
         await worker.close()
 
     run(work())
+
+
+def test_a_closed_connection_is_no_garbage() -> None:
+    """Reference counts free it: a gateway that seldom collects does not gather what its connections were."""
+
+    async def respond(heard, writer) -> None:
+        writer.write(OK)
+
+    def num_alive() -> int:
+        return sum(isinstance(thing, WorkerConnection) for thing in gc.get_objects())
+
+    async def work() -> None:
+        worker = await FakeWorker(respond).start()
+        pool = ConnectionPool()
+        await ask(await pool.dial(worker.address))
+        pool.close()
+        await worker.close()
+
+    gc.collect()
+    before = num_alive()
+    gc.disable()
+    try:
+        run(work())
+        assert num_alive() == before
+    finally:
+        gc.enable()

@@ -222,9 +222,10 @@ class WorkerConnection(asyncio.Protocol):
         self._closed_by_worker(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Closed by whomever."""
+        """Closed by whomever. The parser goes: it holds this object's methods, a cycle that only a collector frees."""
         self._closed_by_worker(exc)
         self._pool.forget(self)
+        del self._parser
 
     def _closed_by_worker(self, exc: Exception | None) -> None:
         sink = self._sink
