@@ -346,6 +346,15 @@ def test_what_cannot_be_read_is_ignored_and_counted(headers, body, reason):
     assert list(resolver.ignored.values()) == [1]
 
 
+def test_headers_that_nobody_reads_are_not_heard():
+    """What is heard says the same as all headers, in their order."""
+    resolver = Resolver()
+    headers = [(b"host", b"h"), (b"x-session-id", b"s"), (b"accept", b"*"), (b"x-session-id", b"t")]
+    heard = resolver.heard(headers)
+    assert heard == ((b"x-session-id", b"s"), (b"x-session-id", b"t"))
+    assert resolver.resolve(heard).session == resolver.resolve(headers).session == "s"
+
+
 def test_bytes_that_are_not_utf8_name_nobody():
     """A header in another encoding is ignored, with that reason."""
     named = Resolver().resolve([(b"x-session-id", b"\xff\xfe")])

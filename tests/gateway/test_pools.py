@@ -81,3 +81,18 @@ def test_homes_are_remembered_once():
     assert made.home_of("s", seat.pool) == ("a", 100)
     assert made.home_of("s", seat.pool) == ("", 0)
     assert made.home_of("t", seat.pool) == ("", 0)
+
+
+def test_the_largest_worker_is_known_as_workers_come_and_go():
+    """Capacity counts from a worker's coming to its leaving, not to when its seat is empty."""
+    made = pools()
+    small, large = worker("a", "x"), worker("b", "x")
+    small.kv_tokens, large.kv_tokens = 1_000, 2_000
+    pool = made.sit(small).pool
+    assert pool.largest_kv_tokens == 1_000
+    made.sit(large)
+    assert pool.largest_kv_tokens == 2_000
+    made.rise(large)
+    assert pool.largest_kv_tokens == 1_000
+    made.rise(small)
+    assert pool.largest_kv_tokens == 0
