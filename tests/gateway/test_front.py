@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga.gateway.contracts import Kind, Request
-from saga.gateway.front import KINDS, FrontLimits, kind_of
+from saga.gateway.front import KINDS, ClientConnection, FrontLimits, kind_of
 from saga.gateway.http1 import MessageLimits
 
 from .fakes import CLOSE, plane, post, run
@@ -406,3 +406,15 @@ def test_any_bytes_leave_the_front_alive(conversations) -> None:
             assert ended == p.scheduling.count("admit") == len(p.identity.learned)
 
     run(work())
+
+
+def test_writing_to_a_client_that_is_gone_already_harms_nobody() -> None:
+    """A worker's connection does not break because uvloop refuses to write to the client's."""
+
+    class Closed:
+        def write(self, data) -> None:
+            raise RuntimeError("the handler is closed")
+
+    connection = ClientConnection.__new__(ClientConnection)
+    connection.transport = Closed()
+    connection.write(b"an answer")

@@ -333,3 +333,24 @@ def test_a_closed_connection_is_no_garbage() -> None:
         assert num_alive() == before
     finally:
         gc.enable()
+
+
+def test_a_request_on_a_connection_that_is_closed_already_is_lost() -> None:
+    """Sending never raises, whatever the event loop's transport does: the sink hears of it."""
+
+    class Closed:
+        def write(self, data) -> None:
+            raise RuntimeError("the handler is closed")
+
+        def abort(self) -> None:
+            """Nothing to do."""
+
+    async def work() -> Sink:
+        connection = WorkerConnection(ConnectionPool(), ("127.0.0.1", 1, False, True))
+        connection.connection_made(Closed())
+        sink = Sink()
+        connection.send(sink, GET, b"")
+        connection.connection_lost(None)
+        return sink
+
+    assert run(work()).why == "the worker closed the connection"

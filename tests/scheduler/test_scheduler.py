@@ -19,7 +19,7 @@ from .conftest import dispatched, of
 HOLDS_30_S = replace(preset("saga"), retention=FixedTtl(30.0))
 
 
-def test_a_first_step_goes_where_least_is_reserved(stage):
+def test_a_first_step_goes_where_fewest_are_at_work(stage):
     """Two new sessions on two workers do not share one of them."""
     at = stage(HOLDS_30_S, workers=2)
     first = dispatched(at.arrive("a", 0, 1_000))
@@ -244,6 +244,17 @@ def test_the_number_of_sessions_is_capped(stage):
     assert len(at.scheduler.sessions) <= 4
 
 
+def test_a_session_at_work_for_long_keeps_no_others(stage):
+    """A step that takes longer than everything after it does not switch the cap off."""
+    at = stage(HOLDS_30_S, caps=Caps(max_sessions=3))
+    at.arrive("long", 0, 10)
+    for index in range(10):
+        at.arrive(f"s{index}", 0, 10)
+        at.finish(f"s{index}", 0, "w0", 10)
+    assert len(at.scheduler.sessions) <= 4
+    assert at.scheduler.sessions.get("long") is not None
+
+
 def test_accounts_of_idle_tenants_are_closed_at_the_cap(stage):
     """A client that invents a tenant name per call cannot make the scheduler grow."""
     at = stage(HOLDS_30_S, caps=Caps(max_tenants=3))
@@ -269,6 +280,69 @@ def test_a_session_from_before_a_restart_goes_back_to_its_prefix(stage):
     at = stage(HOLDS_30_S, workers=3)
     assert dispatched(at.arrive("a", 7, 1_000, home="w2", home_tokens=900)) == [("a/7", "w2")]
     assert dispatched(at.arrive("b", 7, 1_000, home="w9", home_tokens=900)) == [("b/7", "w0")]
+
+
+def test_a_session_that_waited_for_a_lost_worker_is_sent_elsewhere_once(stage):
+    """It was let in elsewhere because its home is gone; it did not run there, so nothing is tried again."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("a", 0, 4_000)
+    at.finish("a", 0, "w0", 4_000)
+    at.wait(31.0)
+    at.arrive("b", 0, 8_500)
+    assert of(do.Hold, at.arrive("a", 1, 4_200))
+    at.tell(ev.WorkerJoined(at.at_s, "w1", 20_000))
+    sent = dispatched(at.tell(ev.WorkerLost(at.at_s, "w0")))
+    assert sorted(sent) == [("a/1", "w1"), ("b/0", "w1")]
+
+
+def test_a_long_step_keeps_nobody_from_being_forgotten(stage):
+    """Caps and ages count the idle sessions, whoever else is busy."""
+    at = stage(HOLDS_30_S, caps=Caps(max_sessions=2, idle_s=60.0))
+    at.arrive("long", 0, 10)
+    for name in ("x", "y", "z"):
+        at.arrive(name, 0, 10)
+        at.finish(name, 0, "w0", 10)
+    assert {session.session for session in at.scheduler.sessions} == {"long", "z"}
+    at.wait(100.0)
+    at.tell(ev.Tick(at.at_s))
+    assert {session.session for session in at.scheduler.sessions} == {"long"}
+
+
+@pytest.mark.parametrize("preset_name", ["saga", "vllm_apc"])
+def test_a_prompt_that_fits_no_worker_that_came_blocks_nobody(stage, preset_name):
+    """It waited for a first worker; the one that came is too small, so it is refused and the next one runs."""
+    at = stage(preset_name, workers=0)
+    at.arrive("huge", 0, 20_000)
+    at.arrive("small", 0, 100)
+    commands = at.tell(ev.WorkerJoined(at.at_s, "w0", 10_000))
+    assert [c.step for c in of(do.Reject, commands)] == ["huge/0"]
+    assert dispatched(commands) == [("small/0", "w0")]
+
+
+def test_a_large_fleet_finds_its_one_large_worker(stage):
+    """The short list of least loaded workers does not hide the only one that can hold the prompt."""
+    at = stage(HOLDS_30_S, workers=18, kv_tokens=1_000)
+    at.tell(ev.WorkerJoined(at.at_s, "big", 50_000))
+    at.arrive("first", 0, 2_000)
+    assert dispatched(at.arrive("second", 0, 3_000)) == [("second/0", "big")]
+
+
+def test_when_the_head_gives_up_who_waits_behind_it_is_asked(stage):
+    """A large prompt that is cancelled no longer blocks the small one that would have fitted."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("a", 0, 6_000)
+    at.arrive("large", 0, 5_000)
+    assert of(do.Hold, at.arrive("small", 0, 500))
+    assert dispatched(at.tell(ev.StepCancelled(at.at_s, "large/0"))) == [("small/0", "w0")]
+
+
+def test_a_session_that_ends_refuses_the_steps_it_still_had(stage):
+    """A held step always gets a Dispatch or a Reject, also when its session ends."""
+    at = stage(HOLDS_30_S, kv_tokens=10_000)
+    at.arrive("a", 0, 9_000)
+    at.arrive("b", 0, 9_000)
+    at.arrive("b", 1, 9_000)
+    assert [c.step for c in of(do.Reject, at.end("b"))] == ["b/0", "b/1"]
 
 
 def test_a_draining_worker_takes_nothing_new(stage):

@@ -335,8 +335,14 @@ class ClientConnection(asyncio.Protocol):
     # the exchange's Client
 
     def write(self, data: bytes) -> None:
-        """Send bytes of an answer."""
-        self.transport.write(data)
+        """Send bytes of an answer; to nobody, where the client has gone and `connection_lost` is about to be called.
+
+        uvloop raises there, asyncio does not.
+        """
+        try:  # noqa: SIM105  one per token: `suppress` costs more than the rest
+            self.transport.write(data)
+        except RuntimeError:
+            pass
 
     def keeps_alive(self) -> bool:
         """Whether more requests are welcome."""

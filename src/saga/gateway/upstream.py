@@ -9,6 +9,7 @@ nothing of what it serves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -136,15 +137,19 @@ class WorkerConnection(asyncio.Protocol):
         return self.num_exchanges > 1
 
     def send(self, sink: AnswerSink, head: bytes, body: bytes, *, head_only: bool = False) -> None:
-        """Send a request; its answer goes to `sink`. head_only: the request is a HEAD."""
+        """Send a request; its answer goes to `sink`. head_only: the request is a HEAD.
+
+        A connection that is closed already loses it in `connection_lost` (uvloop raises where asyncio only warns).
+        """
         self._sink = sink
         self._head_only = head_only
         self.num_exchanges += 1
         self.deadline_s = self._clock() + self._pool.limits.answer_timeout_s
-        if len(body) < 16_384:
-            self.transport.write(head + body)
-        else:
-            self.transport.writelines((head, body))
+        with contextlib.suppress(RuntimeError):
+            if len(body) < 16_384:
+                self.transport.write(head + body)
+            else:
+                self.transport.writelines((head, body))
 
     def abort(self) -> None:
         """The answer is no longer wanted: nothing more reaches the sink, the connection is closed."""

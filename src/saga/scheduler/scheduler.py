@@ -38,6 +38,7 @@ from saga.workflow.model import WorkflowModel, WorkflowSettings
 _SHORT_LIST_FROM = 17
 _PRIORITY_PER_RANK = 1_000.0
 _MAX_PRIORITY = 2**62
+_MOST_PASSED = 8
 
 
 class Scheduler:
@@ -92,9 +93,9 @@ class Scheduler:
         self.now_s = at_s
         self._out = []
         self._handlers[type(event)](event)
+        self._forget_idle()
         while self._roomier:
             self._fill(self._roomier.popitem()[1])
-        self._forget_idle()
         return self._out
 
     def next_deadline_s(self) -> float | None:
@@ -147,7 +148,7 @@ class Scheduler:
             common_tokens=event.common_tokens,
             hints=event.hints,
         )
-        self.sessions.seen(session, at_s)
+        self.sessions.busy(session, at_s)
         self.sessions.steps[event.step] = session
         session.step = event.step
         session.arrived = event
@@ -171,8 +172,7 @@ class Scheduler:
 
     def _fits_nowhere(self, session: Session) -> bool:
         """Whether the prompt is longer than the memory of any worker: it would wait for ever."""
-        workers = self._candidates(session)
-        return bool(workers) and all(session.prompt_tokens >= worker.kv_tokens for worker in workers)
+        return 0 < self.fleet.largest_kv_tokens <= session.prompt_tokens
 
     def _send_at_once(self, session: Session) -> None:
         if self._fits_nowhere(session):
@@ -252,6 +252,17 @@ class Scheduler:
         self.gate.add(lane, session, self.composition.ordering.rank(session, self.now_s) if rank is None else rank)
         self._out.append(do.Hold(session.step, reason))
 
+    def _leave_gate(self, session: Session) -> None:
+        """It waits no longer, and whoever waited behind it may be next."""
+        self.gate.remove(session)
+        if not (self._gates and self.gate.num_waiting):
+            return
+        home = self.fleet.get(session.home)
+        if home is not None:
+            self._roomier[home.worker] = home
+        for worker in self._candidates(session):
+            self._roomier[worker.worker] = worker
+
     # ------------------------------------------------------------------ a place and a worker
 
     def _candidates(self, session: Session) -> list[Worker]:
@@ -262,6 +273,8 @@ class Scheduler:
         home = self.fleet.get(session.home)
         if home is not None and home not in short:
             short.append(home)
+        if all(session.prompt_tokens >= worker.kv_tokens for worker in short):
+            return list(self.fleet)  # an unusually long prompt: only some workers can take it
         return short
 
     def _place(self, session: Session, candidates: list[Worker]) -> Worker | None:
@@ -393,7 +406,7 @@ class Scheduler:
 
     def _end_step(self, session: Session) -> None:
         self.sessions.steps.pop(session.step, None)
-        self.sessions.seen(session, self.now_s)
+        self.sessions.idle(session, self.now_s)
         session.step = ""
         session.arrived = None
         session.away_since_s = self.now_s
@@ -508,7 +521,10 @@ class Scheduler:
                 session = home[1][3]  # a new session that does not fit does not keep one from coming home
             if not self._fits(session, worker) or session.prompt_tokens >= worker.kv_tokens:
                 return
-            self.gate.remove(session)
+            if first is anywhere:
+                self._leave_gate(session)
+            else:
+                self.gate.remove(session)
             self._admit(session, worker, "room came free")
 
     def _take_backlog(self, session: Session) -> None:
@@ -558,7 +574,7 @@ class Scheduler:
         if session is None:
             self._cancel_in_backlog(event.step)
         elif session.state is State.WAITING:
-            self.gate.remove(session)
+            self._leave_gate(session)
             self._drop_step(session)
         else:
             worker = self.fleet.get(session.worker)
@@ -581,7 +597,10 @@ class Scheduler:
         if session.state is State.RUNNING and worker is not None:
             self._leave_worker(session, worker)
         elif session.state is State.WAITING:
-            self.gate.remove(session)
+            self._leave_gate(session)
+            self._out.append(do.Reject(session.step, reason, retry_after_s=0.0))
+        for event in session.backlog or ():
+            self._out.append(do.Reject(event.step, reason, retry_after_s=0.0))
         self.model.session_ended(session.track)
         home = self.fleet.get(session.lives_at)
         self._give_up_place(session)
@@ -594,15 +613,16 @@ class Scheduler:
             self._out.append(do.Release(session.session, home.worker, Standing.ENDED, reason))
 
     def _forget_idle(self) -> None:
-        """Caps and ages: the least recently seen sessions end if they are idle for too long or too many."""
+        """Caps and ages: the sessions that have been idle for longest end if it is too long or they are too many."""
         if self.now_s < self._nobody_idle_before_s and len(self.sessions) <= self.caps.max_sessions:
             return
-        while (oldest := self.sessions.oldest()) is not None:
+        while (oldest := self.sessions.longest_idle()) is not None:
             too_old = self.now_s - oldest.last_seen_s > self.caps.idle_s
-            if oldest.step or not (too_old or len(self.sessions) > self.caps.max_sessions):
+            if not (too_old or len(self.sessions) > self.caps.max_sessions):
                 self._nobody_idle_before_s = oldest.last_seen_s + self.caps.idle_s
                 return
             self._end(oldest, "idle for too long" if too_old else "too many sessions")
+        self._nobody_idle_before_s = self.now_s + self.caps.idle_s
 
     # ------------------------------------------------------------------ workers
 
@@ -617,6 +637,7 @@ class Scheduler:
             self._is_large = True
             for other in self.fleet:
                 self._least.update(other)
+        self._refuse_misfits()
         self._touched(worker, freed=True)
         if not self._gates:
             self._roomier.pop(worker.worker, None)
@@ -641,20 +662,24 @@ class Scheduler:
         if worker is not None:
             worker.draining = True
             self._least.remove(worker)
-            self._let_roam(worker)
+            self.fleet.measure()
+            self._let_roam(list(worker.residents.values()))
+            self._refuse_misfits()
 
     def _on_worker_lost(self, event: ev.WorkerLost) -> None:
         worker = self.fleet.get(event.worker)
         if worker is None:
             return
         residents = list(worker.residents.values())
+        running = [session for session in residents if session.state is State.RUNNING]
         self.fleet.lose(worker)
         self._is_large = len(self.fleet) >= _SHORT_LIST_FROM
         self._least.remove(worker)
-        self._let_roam(worker)
-        running = [session for session in residents if session.state is State.RUNNING]
         for session in residents:
             self._uproot(session)
+        self._let_roam(residents)
+        self.gate.drop_lane(worker.worker)
+        self._refuse_misfits()
         for session in running:
             self._again(session)
 
@@ -664,19 +689,25 @@ class Scheduler:
         session.home_tokens = session.home_host_tokens = 0
         session.reserved = False
         session.own_tokens, session.growth_tokens = 0, 0.0
+        session.prefetch_at_s = inf
         if session.state is State.HELD:
             session.did(Did.LET_GO)
             session.hold_until_s = inf
 
-    def _let_roam(self, worker: Worker) -> None:
-        """Those who wait for this worker may go anywhere."""
-        waiting = [session for session in worker.residents.values() if session.state is State.WAITING]
-        for session in waiting:
-            if session.roam_at_s < inf:
+    def _let_roam(self, residents: list[Session]) -> None:
+        """Those of them who wait may go anywhere."""
+        for session in residents:
+            if session.state is State.WAITING:
                 session.roam_at_s = inf
                 self._roam(session)
-        if worker.lost:
-            self.gate.drop_lane(worker.worker)
+
+    def _refuse_misfits(self) -> None:
+        """The fleet has changed: who waits with a prompt that fits nowhere now is told so. O(waiting)."""
+        if self.gate.num_waiting:
+            for session in [s for s in self.sessions.steps.values() if s.state is State.WAITING]:
+                if self._fits_nowhere(session):
+                    self._leave_gate(session)
+                    self._refuse(session)
 
     def _on_residency(self, event: ev.BlocksStored | ev.BlocksRemoved) -> None:
         session = self.sessions.get(event.session)
@@ -720,7 +751,7 @@ class Scheduler:
         if worker is None:
             self.gate.also(ANYWHERE, session, rank)
         else:
-            self.gate.remove(session)
+            self._leave_gate(session)
             self._admit(session, worker, "home had no room for too long")
 
     def _steal(self, thief: Worker) -> None:
