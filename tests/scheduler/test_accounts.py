@@ -41,6 +41,17 @@ def test_nobody_is_set_back_by_sleeping():
     assert accounts.tenants["greedy"].attained_s == 500.0
 
 
+def test_using_an_empty_fleet_is_no_debt():
+    """A tenant that worked alone for long is level with one that comes when it is gone."""
+    accounts = Accounts({}, 10)
+    accounts.join("first")
+    accounts.charge("first", 1e6)
+    accounts.leave("first")
+    accounts.join("second")
+    accounts.join("first")
+    assert accounts.tenants["second"].attained_s == accounts.tenants["first"].attained_s
+
+
 def test_open_accounts_are_never_closed_by_the_cap():
     """Only tenants without a session go."""
     accounts = Accounts({}, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -50,8 +51,10 @@ class Life:
                 assert command.step not in self.at_work, "two live attempts of one step"
                 assert command.step in self.arrived, "a step that is over was dispatched"
                 self.at_work[command.step] = command.worker
-            elif isinstance(command, do.Reject):
+            elif isinstance(command, do.Reject) and command.step in self.arrived:
                 self.over(command.step)
+            else:
+                assert getattr(command, "worker", "w") != "", "a command for no worker"
         check(self.scheduler)
 
     def over(self, step: str) -> None:
@@ -165,6 +168,18 @@ def test_all_laws_hold_after_every_event(name, steps):
     life = Life(name)
     for action, index, amount in steps:
         life.do(action, index, amount)
+
+
+@pytest.mark.parametrize("name", ["saga", "saga_paper", "session_cap"])
+def test_all_laws_hold_over_long_lives(name):
+    """What needs many steps to go wrong (queues, roaming, caps, lost homes) is walked through by seeded chance."""
+    weights = {"arrive": 8, "finish": 6, "wait": 4, "first": 2}
+    for seed in range(15):
+        rng = random.Random(seed)
+        life = Life(name)
+        for _ in range(300):
+            action = rng.choices(ACTIONS, [weights.get(action, 1) for action in ACTIONS])[0]
+            life.do(action, rng.randrange(16), rng.randrange(201))
 
 
 @settings(max_examples=30)

@@ -48,27 +48,26 @@ def test_from_every_state_but_the_last_there_is_a_way_to_every_other() -> None:
         assert start is State.ENDED or TRANSITIONS[start, Did.ENDED] is State.ENDED
 
 
-@given(st.lists(st.tuples(st.sampled_from(["open", "seen", "close"]), st.integers(0, 7)), max_size=60))
-def test_the_oldest_is_the_least_recently_seen(actions: list[tuple[str, int]]) -> None:
-    """The table keeps the order of last sight, as a plain list would."""
+@given(st.lists(st.tuples(st.sampled_from(["open", "busy", "idle", "close"]), st.integers(0, 7)), max_size=60))
+def test_the_longest_idle_is_the_one_that_fell_idle_first(actions: list[tuple[str, int]]) -> None:
+    """Sessions with a live step are not in that order, the others are, as in a plain list."""
     table, order = SessionTable(), list[str]()
     for at_s, (action, index) in enumerate(actions):
         name = f"s{index}"
         session = table.get(name)
         if action == "open" and session is None:
             table.open(arrived(name), TRACK)
-            order.append(name)
-        elif action == "seen" and session is not None:
-            table.seen(session, float(at_s))
-            assert session.last_seen_s == at_s
-            order.remove(name)
-            order.append(name)
-        elif action == "close" and session is not None:
-            table.close(session)
-            order.remove(name)
-        assert [each.session for each in table] == order
-        oldest = table.oldest()
-        assert (oldest and oldest.session) == (order[0] if order else None)
+        elif action != "open" and session is not None:
+            order = [other for other in order if other != name]
+            if action == "close":
+                table.close(session)
+            elif action == "busy":
+                table.busy(session, float(at_s))
+            else:
+                table.idle(session, float(at_s))
+                order.append(name)
+        longest = table.longest_idle()
+        assert (longest and longest.session) == (order[0] if order else None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=60))

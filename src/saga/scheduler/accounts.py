@@ -1,6 +1,8 @@
 """Accounts of tenants: who has had how much of the fleet, in device seconds. Who is next is `fairness`' question.
 
-Start-time fair: a tenant that was idle rejoins level with the least served of those at work, so that it banks nothing.
+Start-time fair: a virtual time (device seconds per weight) follows the least served tenant at work and never runs back;
+when nobody is at work it stands at the most that anybody has had. Who joins is set to it at least: an idle tenant banks
+nothing, and nobody is held back for having used a fleet that was empty.
 """
 
 from __future__ import annotations
@@ -18,24 +20,34 @@ class Accounts:
         self.tenants: dict[str, TenantView] = {}
         self._weights = weights
         self._max_tenants = max_tenants
+        self._num_busy = 0
+        self._virtual_s = 0.0
 
     def join(self, name: str) -> None:
         """A session of the tenant opens. O(1); O(tenants) for the first session of an idle tenant."""
         tenant = self.tenants.get(name) or self._open(name)
         if tenant.num_sessions == 0:
             self._catch_up(tenant)
+            self._num_busy += 1
         tenant.num_sessions += 1
 
     def leave(self, name: str) -> None:
-        """A session of the tenant closes."""
-        self.tenants[name].num_sessions -= 1
+        """A session of the tenant closes. O(1); O(tenants) for the last session of the last tenant at work."""
+        tenant = self.tenants[name]
+        tenant.num_sessions -= 1
+        if tenant.num_sessions == 0:
+            self._num_busy -= 1
+            if self._num_busy == 0:
+                self._virtual_s = max(
+                    self._virtual_s, *(each.attained_s / each.weight for each in self.tenants.values())
+                )
 
     def charge(self, name: str, service_s: float) -> None:
         """The tenant has received this many device seconds."""
         self.tenants[name].attained_s += service_s
 
     def _open(self, name: str) -> TenantView:
-        """At the cap the idle accounts are closed first (they would rejoin level anyway). O(1) amortised."""
+        """At the cap the idle accounts are closed first (they would rejoin level anyway). O(tenants) at the cap."""
         if len(self.tenants) >= self._max_tenants:
             for idle in [tenant.tenant for tenant in self.tenants.values() if not tenant.num_sessions]:
                 del self.tenants[idle]
@@ -45,7 +57,8 @@ class Accounts:
     def _catch_up(self, tenant: TenantView) -> None:
         busy = [other.attained_s / other.weight for other in self.tenants.values() if other.num_sessions]
         if busy:
-            tenant.attained_s = max(tenant.attained_s, min(busy) * tenant.weight)
+            self._virtual_s = max(self._virtual_s, min(busy))
+        tenant.attained_s = max(tenant.attained_s, self._virtual_s * tenant.weight)
 
 
 def service_s(event: StepFinished, worker: WorkerView) -> float:

@@ -4,7 +4,7 @@
 2. A session's steps do not overlap: it is RUNNING on one worker or not at all, and the others wait in its backlog.
 3. A worker's counts are those of its sessions: running, active, live.
 4. Its ledger is the sum over its sessions, what they share counted once.
-5. A reservation lies on a known worker, and is held across a gap only with a deadline ahead.
+5. A reservation lies on a known worker, and is held across a gap for ever by intent or with a deadline ahead.
 6. Nothing points at a worker that is lost.
 7. Every waiting session is in a lane of the gate.
 8. The sums of open sessions per tenant and task are right; closed ones have left nothing behind.
@@ -16,7 +16,7 @@ This module refuses to mend anything.
 from __future__ import annotations
 
 from collections import Counter
-from math import isclose
+from math import inf, isclose
 
 from saga.errors import InvariantViolated
 from saga.scheduler.scheduler import Scheduler
@@ -98,9 +98,9 @@ def _reservation(scheduler: Scheduler, session: Session) -> None:
         worker = scheduler.fleet.get(session.worker)
         _law(5, worker is not None and session.session in worker.active, f"{session.session!r} holds a place nowhere")
     if session.state is State.HELD:
-        _law(
-            5, session.hold_until_s >= scheduler.now_s or scheduler.next_deadline_s() is not None, "a hold without end"
-        )
+        due_s = scheduler.next_deadline_s()
+        ends = session.hold_until_s == inf or (due_s is not None and due_s <= session.hold_until_s)
+        _law(5, ends, f"the hold of {session.session!r} until {session.hold_until_s} has no deadline")
 
 
 def _pointers(scheduler: Scheduler, session: Session) -> None:

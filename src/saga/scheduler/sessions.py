@@ -140,13 +140,14 @@ class TaskRecord:
 
 
 class SessionTable:
-    """All open sessions, the least recently seen first; and their tasks. All operations O(1).
+    """All open sessions, those without a live step in the order in which they fell idle; and their tasks. All O(1).
 
     behind: steps that wait in their session's backlog, and their sessions.
     """
 
     def __init__(self) -> None:
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: dict[str, Session] = {}
+        self._idle: OrderedDict[str, Session] = OrderedDict()
         self._tasks: dict[str, TaskRecord] = {}
         self._by_step: dict[str, Session] = {}
         self.behind: dict[str, Session] = {}
@@ -185,18 +186,25 @@ class SessionTable:
         """The session's task."""
         return self._tasks[session.task]
 
-    def seen(self, session: Session, at_s: float) -> None:
-        """Remember that something happened to it."""
+    def busy(self, session: Session, at_s: float) -> None:
+        """It has a live step from now on."""
         session.last_seen_s = at_s
-        self._sessions.move_to_end(session.session)
+        self._idle.pop(session.session, None)
 
-    def oldest(self) -> Session | None:
-        """The least recently seen session."""
-        return next(iter(self._sessions.values()), None)
+    def idle(self, session: Session, at_s: float) -> None:
+        """It has no live step any more."""
+        session.last_seen_s = at_s
+        self._idle[session.session] = session
+        self._idle.move_to_end(session.session)
+
+    def longest_idle(self) -> Session | None:
+        """The session that has been without a live step for longest."""
+        return next(iter(self._idle.values()), None)
 
     def close(self, session: Session) -> None:
         """Forget it, and its task with its last session."""
         del self._sessions[session.session]
+        self._idle.pop(session.session, None)
         if session.step:
             self._by_step.pop(session.step, None)
         for event in session.backlog or ():

@@ -152,11 +152,15 @@ class Worker(WorkerView):
 
 
 class Fleet:
-    """All workers by name, in the order in which they joined, and the least loaded ones of a large fleet."""
+    """All workers by name, in the order in which they joined.
+
+    largest_kv_tokens: memory of the largest worker that takes new sessions, 0 without one.
+    """
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
         self._next_index = 0
+        self.largest_kv_tokens = 0
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -172,9 +176,16 @@ class Fleet:
         """A new worker."""
         worker = self._workers[event.worker] = Worker(event, self._next_index)
         self._next_index += 1
+        self.measure()
         return worker
 
     def lose(self, worker: Worker) -> None:
         """Forget it."""
         worker.lost = True
         del self._workers[worker.worker]
+        self.measure()
+
+    def measure(self) -> None:
+        """Find the largest again: a worker came, went or drains. O(workers)."""
+        serving = (worker.kv_tokens for worker in self._workers.values() if not worker.draining)
+        self.largest_kv_tokens = max(serving, default=0)
