@@ -25,20 +25,13 @@ class Command(msgspec.Struct, frozen=True, tag=True, gc=False):
 
 
 class Dispatch(Command, frozen=True, tag=True, gc=False):
-    """Send `step` to `worker`.
-
-    expected_gap_s: forecast seconds between the end of this step and the session's next, None unknown;
-    continue_probability: forecast that there is a next one. They travel with the call so that an engine
-    without a link to the scheduler can retain sensibly.
-    """
+    """Send `step` to `worker`."""
 
     step: str
     session: str
     worker: str
     priority: int
     reason: str
-    expected_gap_s: float | None = None
-    continue_probability: float = 1.0
 
 
 class Hold(Command, frozen=True, tag=True, gc=False):

@@ -185,15 +185,17 @@ class Plane:
     async def talk(self, *pieces: bytes, pause_s: float = 0.0) -> bytes:
         """Everything the front says to these bytes until it closes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        heard = asyncio.create_task(reader.read())  # while it writes: who does not read is not written to for ever
         try:
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(pause_s)
-            return await reader.read()
+            return await heard
         except ConnectionError:
             return b""
         finally:
+            heard.cancel()
             writer.close()
 
     async def settle(self, condition: Callable[[], bool]) -> None:

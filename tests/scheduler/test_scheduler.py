@@ -9,8 +9,9 @@ import pytest
 from saga import commands as do
 from saga import events as ev
 from saga.cache.ttl import FixedTtl, Forever
-from saga.errors import ProtocolError
+from saga.errors import ProtocolError, UsageError
 from saga.presets import preset
+from saga.routing.stealing import IdleSteals
 from saga.scheduler.composition import Caps
 from saga.scheduler.sessions import State
 
@@ -204,6 +205,23 @@ def test_an_idle_worker_steals_the_last_call_that_waits_elsewhere(stage):
     commands = at.wait(0.2)
     assert [(c.step, c.worker) for c in of(do.Preempt, commands)] == [("e/0", "w0")]
     assert dispatched(commands) == [("e/0", "w1")]
+
+
+def test_a_worker_that_just_joined_steals_as_well(stage):
+    """It never worked and never fell idle, and still takes its share of what waits elsewhere."""
+    at = stage("saga_paper", workers=1, kv_tokens=1_000_000)
+    for name in "abcd":
+        at.arrive(name, 0, 10)
+    at.tell(ev.WorkerJoined(at.at_s, "w9", 1_000_000))
+    at.arrive("a2", 0, 999_999)  # goes to the idle newcomer
+    at.finish("a2", 0, "w9", 999_999)
+    assert [c.worker for c in of(do.Dispatch, at.wait(0.2))] == ["w9"]
+
+
+def test_a_gate_and_stealing_exclude_each_other():
+    """A session that was given a place on one worker cannot be taken to another."""
+    with pytest.raises(UsageError, match="cannot be stolen"):
+        replace(preset("saga"), stealing=IdleSteals())
 
 
 def test_time_does_not_run_back(stage):

@@ -277,8 +277,6 @@ def _in_words(what: AnyEvent | dict[str, object]) -> str:
 def _named(fields: dict[str, object], name: str) -> str:
     """`Name key value, key value`, without what the reader knows already or what says nothing."""
     said = {key: value for key, value in fields.items() if key not in _HIDDEN and value is not None}
-    if said.get("continue_probability") == 1.0:
-        del said["continue_probability"]
     return " ".join((name, ", ".join(f"{key} {_short(value)}" for key, value in said.items()))).strip()
 
 

@@ -14,6 +14,7 @@ from saga.cache.prefetch import NoPrefetch, Prefetching
 from saga.cache.prefix_lru import PrefixLru
 from saga.cache.tiers import HostTier, NoHostTier
 from saga.cache.ttl import NoTtl, Retention
+from saga.errors import UsageError
 from saga.fairness.admission import Admission, OpenDoor
 from saga.fairness.agent_fair_share import NoShares, TenantShare
 from saga.ordering.fcfs import Fcfs
@@ -62,6 +63,13 @@ class Composition:
     patience_s: float = 20.0
     home_share: float = 0.5
     epoch_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself. Raises UsageError."""
+        if self.admission.gates and self.stealing.idle_s is not None:
+            raise UsageError(
+                f"composition {self.name!r}: a session with a reserved place cannot be stolen; use NoStealing"
+            )
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self.now_s = -inf
         self._gates = composition.admission.gates
+        self._steals = composition.stealing.idle_s is not None
         self._is_large = False
         self._nobody_idle_before_s = -inf
         self._least = LeastLoadedIndex(composition.routing.balance)
@@ -326,6 +327,10 @@ class Scheduler:
         worker.unstarted[session.step] = session
         self._touched(worker, freed=False)
         self._out.append(do.Dispatch(session.step, session.session, worker.worker, self._priority(session), reason))
+        if self._steals:
+            for idle in self.fleet:  # there may be something to steal now: O(workers), for systems that steal
+                if idle.num_running == 0 and idle.steal_at_s == inf:
+                    self._arm(idle)
 
     def _priority(self, session: Session) -> int:
         rank = self.composition.ordering.rank(session, self.now_s) * _PRIORITY_PER_RANK
@@ -391,10 +396,14 @@ class Scheduler:
         worker.num_running -= 1
         worker.unstarted.pop(session.step, None)
         if worker.num_running == 0:
-            idle_s = self.composition.stealing.idle_s
-            if idle_s is not None:
-                worker.steal_at_s = self.now_s + idle_s
-                self.deadlines.add(worker.steal_at_s, Due.STEAL, worker)
+            self._arm(worker)
+
+    def _arm(self, thief: Worker) -> None:
+        """An idle worker may steal after a while."""
+        idle_s = self.composition.stealing.idle_s
+        if idle_s is not None:
+            thief.steal_at_s = self.now_s + idle_s
+            self.deadlines.add(thief.steal_at_s, Due.STEAL, thief)
 
     def _account(self, session: Session, worker: Worker, event: ev.StepFinished) -> None:
         """Charge tenant and task."""
@@ -734,6 +743,7 @@ class Scheduler:
         while (due := self.deadlines.pop_due(event.at_s)) is not None:
             what, whom = due
             if isinstance(whom, Worker):
+                whom.steal_at_s = inf
                 self._steal(whom)
             elif what is Due.HOLD:
                 self._pause(whom, "its reservation expired")
@@ -760,10 +770,10 @@ class Scheduler:
         if not victims or thief.num_running or thief.draining:
             return
         victim = max(victims, key=lambda worker: (worker.num_running, -worker.index))
-        if not self.composition.stealing.allows(thief, victim):
-            return
         step = next(reversed(victim.unstarted))
         session = victim.unstarted[step]
+        if session.prompt_tokens >= thief.kv_tokens or not self.composition.stealing.allows(thief, victim):
+            return
         self._out.append(do.Preempt(step, victim.worker, f"{thief.worker} is idle and {victim.worker} is not"))
         self._leave_worker(session, victim)
         session.did(Did.LOST)
