@@ -1,0 +1,1 @@
+"""SAGA inside stock vLLM: what runs in the engine's own process."""
