@@ -12,7 +12,7 @@ SHARED ?= $(or $(SAGA_SHARED),$(wildcard ../shared))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo check lint fast test format clean
+.PHONY: help setup demo check lint fast test format protocol clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ test: lint  ## lint and the whole test-suite
 format: $(READY)  ## Let ruff format and fix what it can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
+
+protocol: $(READY)  ## Generate the stubs of coordinator.proto again
+	@$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/saga/protocol/coordinator.proto
 
 clean:  ## Remove everything that make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis out build dist
