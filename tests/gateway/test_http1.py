@@ -161,6 +161,16 @@ def test_limits() -> None:
     assert len(read_all(head(b"Host: a", b"Content-Length: 50") + b"x" * 50, limits=SMALL)) == 1
 
 
+def test_the_longest_line_is_the_same_however_it_is_cut() -> None:
+    """A carriage return whose line feed has not come yet does not count as one byte of the line more."""
+    line = b"\x07" * (SMALL.max_target_bytes + 64)
+    whole, halves = RequestReader(SMALL), RequestReader(SMALL)
+    whole.feed(line + b"\r\n")
+    assert whole.read() is None
+    halves.feed(line + b"\r")
+    assert halves.read() is None
+
+
 def test_the_absolute_form_counts_by_its_path() -> None:
     """http://host/path?query is served as /path?query, as RFC 9112 asks of every server."""
     for target, path in ((b"http://a:80/v1/x?q=1", "/v1/x"), (b"HTTPS://[::1]/v1/x", "/v1/x"), (b"http://a", "/")):

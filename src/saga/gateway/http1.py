@@ -249,7 +249,8 @@ class RequestReader:
         """A head without an end is refused as soon as it can only become worse."""
         limits = self._limits
         line_end = buffer.find(b"\r\n")
-        if (line_end if line_end >= 0 else len(buffer)) > limits.max_target_bytes + 64:
+        num_line_bytes = line_end if line_end >= 0 else len(buffer) - buffer.endswith(b"\r")
+        if num_line_bytes > limits.max_target_bytes + 64:
             raise Refused(414, f"the request line is longer than {limits.max_target_bytes} bytes")
         if len(buffer) > limits.max_head_bytes:
             raise Refused(431, f"the request's header is larger than {limits.max_head_bytes} bytes")
