@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga.gateway.contracts import Answer, Kind, Refused, Request
-from saga.gateway.identity import GatewayIdentity, IdentitySettings, kind_of, with_fields
+from saga.gateway.identity import GatewayIdentity
+from saga.gateway.reading import IdentitySettings, kind_of, with_fields
 from saga.gateway.tenants import Tenants
 from saga.wire import DEFAULT
 
@@ -375,8 +376,8 @@ def test_no_request_raises_anything_but_a_refusal(path, headers, body):
 def test_words_are_read_once_and_say_the_same_each_time(identity, monkeypatch):
     """Calls that name themselves in the same words ask the resolver once; other words ask it again."""
     asked = []
-    resolve = identity.resolver.resolve
-    monkeypatch.setattr(identity.resolver, "resolve", lambda *said: asked.append(said) or resolve(*said))
+    resolve = identity.reader.resolver.resolve
+    monkeypatch.setattr(identity.reader.resolver, "resolve", lambda *said: asked.append(said) or resolve(*said))
     for at_s, (session, label) in enumerate((("one", "x"), ("one", "x"), ("one", "y"), ("two", "x"))):
         call = identity.identify(request(chat(metadata={"label": label}), {"X-Session-Id": session}), float(at_s))
         assert call.session == f"default/{session}"
@@ -388,14 +389,14 @@ def test_words_that_cannot_be_read_are_counted_each_time(identity):
     """What is remembered must not hide how often a client is wrong."""
     for at_s in range(3):
         identity.answered(identity.identify(request(chat(), {"X-Vllm-Priority": "high"}), at_s), DONE, at_s + 0.5)
-    assert list(identity.resolver.ignored.values()) == [3]
+    assert list(identity.reader.resolver.ignored.values()) == [3]
 
 
 def test_remembered_words_are_bounded(identity, monkeypatch):
     """Neither many words nor long ones fill the memory."""
-    monkeypatch.setattr("saga.gateway.identity._MAX_WORDS", 8)
+    monkeypatch.setattr("saga.gateway.reading._MAX_WORDS", 8)
     for at_s in range(50):
         named = {"X-Session-Id": f"s{at_s}", "X-Saga-Workflow": "w" * (2_000 if at_s % 2 else 1)}
         identity.answered(identity.identify(request(chat(), named), at_s), DONE, at_s + 0.5)
-        assert len(identity._words) <= 8
-    assert all(len(value) < 1_024 for headers, _ in identity._words for _, value in headers)
+        assert len(identity.reader._words) <= 8
+    assert all(len(value) < 1_024 for headers, _ in identity.reader._words for _, value in headers)

@@ -122,7 +122,8 @@ class Answer:
     """What was seen in an answer; None where it did not say. Tokens are the engine's own count.
 
     tool_calls: names in order, "Bash:git" where a shell command's first word shows; () for a final answer.
-    complete: the body (or the stream's end marker) was seen. response_id: of the Responses API.
+    complete: the body (or the stream's end marker) was seen. response_id: of the Responses API. fingerprint: of the
+    text, where the text itself stays in another process.
     """
 
     prompt_tokens: int | None = None
@@ -135,6 +136,7 @@ class Answer:
     complete: bool = False
     text: str = ""
     num_bytes: int = 0
+    fingerprint: tuple[int, int] | None = None
 
 
 class Refused(SagaError):

@@ -15,6 +15,7 @@ What is normalised before hashing: order, spacing and unknown keys of a message'
 and empty content; one text block or a plain string. The text itself is not.
 
 Hashes are seeded with a secret and the scope (tenant, and key if there is one): nobody can aim at another's session.
+What it asks of a prompt is the `Prompt` protocol: a `Digest` here, or what another process tells of its own.
 It refuses to know tokenizers, workers, and what a session is worth. State is capped, and ages.
 """
 
@@ -25,15 +26,16 @@ import secrets
 import sys
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from xxhash import xxh3_64_intdigest as xxh3
 
 from saga.gateway.body import Body, Item
 from saga.gateway.contracts import Answer
+from saga.gateway.tools import MAX_NAME_CHARS
 
 _NULL: Final = msgspec.Raw(b"null")
 _ROLES: Final = {role: xxh3(role.encode()) for role in ("user", "assistant", "system", "developer", "tool", "function")}
@@ -48,31 +50,78 @@ _ANSWER_CHARS: Final = 1_024
 _ENDING_CHARS: Final = 64
 
 
-class Digest:
-    """A prompt, hashed.
+_CALLED: Final = re.compile(rb'"name"\s*:\s*"([^"\\]{1,256})')
+_MAX_CALLED: Final = 256
+
+
+class Prompt(Protocol):
+    """A prompt, hashed, and what may be asked of it besides.
 
     chain[i]: hash of everything up to message i; end: of all. sizes[i]: bytes up to there, system and tools included.
     root: how many messages the first user message ends. prefix: hash of system prompt and tools, `prefix_size` their
-    bytes; seeded apart, because sessions share it. body: hash of the whole body. text: the raw prompt of a completion,
-    b"" where there are messages.
+    bytes; seeded apart, because sessions share it. body: hash of the whole body. plain: it is a completion's text, not
+    messages.
     """
 
-    __slots__ = ("body", "chain", "end", "items", "prefix", "prefix_size", "root", "size", "sizes", "text")
+    chain: Sequence[int]
+    sizes: Sequence[int]
+    end: int
+    size: int
+    root: int
+    prefix: int
+    prefix_size: int
+    body: int
+    plain: bool
+
+    def last(self) -> int:
+        """The last message by itself."""
+        ...
+
+    def tail(self) -> frozenset[int]:
+        """The last messages, each by itself."""
+        ...
+
+    def is_answer(self, place: int) -> bool:
+        """Whether the message at that place is an answer of the model; False where there is none."""
+        ...
+
+    def said(self, place: int) -> tuple[int, int] | None:
+        """Fingerprint of the text of the answer at that place; None where its text is elsewhere."""
+        ...
+
+    def called(self, place: int) -> frozenset[bytes]:
+        """The tools that the answer at that place calls (at least; names in their arguments may be among them)."""
+        ...
+
+    def begins(self, num_bytes: int) -> int:
+        """Hash of so many bytes of a plain prompt, from its beginning."""
+        ...
+
+
+class Digest:
+    """A `Prompt` made from a body that is here. Cost: O(bytes); what is asked later, O(bytes asked about)."""
+
+    __slots__ = ("_items", "_text", "body", "chain", "end", "plain", "prefix", "prefix_size", "root", "size", "sizes")
+
+    chain: Sequence[int]
+    sizes: Sequence[int]
 
     def __init__(self, body: Body, raw: bytes, seed: int, prefix_seed: int) -> None:
         self.body = xxh3(raw, seed)
-        self.items = body.items
-        self.text = b""
+        self._items = body.items
+        self._text = b""
+        self.plain = False
         system, tools = _canonical(body.system), _canonical(body.tools)
         start = xxh3(system, seed)
         self.prefix_size = len(system) + len(tools)
         if body.prompt:
-            self.text = body.prompt[:-1]
-            self.chain, self.sizes = _chunks(self.text, start)
-            self.end = self.chain[-1] if self.chain else xxh3(self.text, self.body)
+            text = self._text = body.prompt[:-1]
+            self.plain = bool(text)
+            self.chain, self.sizes = _chunks(text, start)
+            self.end = self.chain[-1] if self.chain else xxh3(text, self.body)
             self.root = 0
             self.prefix = 0
-            self.size = len(self.text)
+            self.size = len(text)
             return
         self.chain, self.sizes = _chained(body.items, start, self.prefix_size)
         self.end = self.chain[-1] if self.chain else xxh3(b"", self.body)
@@ -92,18 +141,43 @@ class Digest:
             self.prefix_size = self.sizes[num_leading - 1]
         self.size = self.sizes[-1] if self.sizes else self.prefix_size
 
-    @property
-    def fresh(self) -> bool:
-        """Whether nobody has answered anything in it yet."""
-        return len(self.chain) <= self.root
-
-    def packed(self) -> bytes:
-        """Four bytes per message: enough to find where two prompts part."""
-        return array("I", [link & 0xFFFFFFFF for link in self.chain]).tobytes()
-
     def last(self) -> int:
         """The last message by itself."""
-        return _alone(self.items[-1]) if self.items else 0
+        return _alone(self._items[-1]) if self._items else 0
+
+    def tail(self) -> frozenset[int]:
+        """The last messages, each by itself."""
+        return frozenset(_alone(item) for item in self._items[-_TAIL_ITEMS:])
+
+    def is_answer(self, place: int) -> bool:
+        """Whether the message at that place is an answer of the model."""
+        if place >= len(self._items):
+            return False
+        item = self._items[place]
+        return item.role in _ANSWERING or item.type in _ANSWER_ITEMS
+
+    def said(self, place: int) -> tuple[int, int] | None:
+        """Fingerprint of an answer's text."""
+        item = self._items[place]
+        return None if item.type in _ANSWER_ITEMS else fingerprint(_text_of(bytes(item.content)))
+
+    def called(self, place: int) -> frozenset[bytes]:
+        """Names of the tools in an answer: of a chat's calls, of an item that is a call, of content blocks."""
+        item = self._items[place]
+        calls = bytes(item.tool_calls)
+        if not calls and (name := bytes(item.name)):
+            return frozenset((_first_part(name.strip(b'"')),))
+        found = _CALLED.finditer(calls or bytes(item.content))
+        return frozenset(_first_part(match[1]) for match, _ in zip(found, range(_MAX_CALLED), strict=False))
+
+    def begins(self, num_bytes: int) -> int:
+        """Hash of a plain prompt's first bytes."""
+        return xxh3(memoryview(self._text)[:num_bytes])
+
+
+def _first_part(name: bytes) -> bytes:
+    """A tool's name as far as its first colon (what follows in a label is the gateway's), cut as labels are."""
+    return name[:MAX_NAME_CHARS].partition(b":")[0]
 
 
 def ends_with_tool(body: Body) -> bool:
@@ -292,11 +366,11 @@ class Conversations:
 
     def seed(self, scope: str) -> int:
         """The seed of a scope's hashes (a tenant, or a tenant's key)."""
-        return xxh3(scope.encode("utf-8", "surrogatepass"), self._secret)
+        return seed_of(scope, self._secret)
 
     def place(
         self,
-        digest: Digest,
+        digest: Prompt,
         *,
         scope: str,
         named: str | None = None,
@@ -326,7 +400,7 @@ class Conversations:
             placement.retry_of = conversation.step
         return placement
 
-    def began(self, placement: Placement, digest: Digest, step: str, model: str, at_s: float) -> None:
+    def began(self, placement: Placement, digest: Prompt, step: str, model: str, at_s: float) -> None:
         """The step of that placement begins: the conversation now ends with this prompt."""
         conversation = placement.conversation
         self._unlink(self._ends, conversation.end, conversation)
@@ -338,11 +412,11 @@ class Conversations:
                 self._unlink(self._roots, conversation.root, conversation)
                 conversation.root = root
                 _link(self._roots, root, conversation)
-        conversation.chain = digest.packed()
+        conversation.chain = _packed(digest.chain)
         conversation.prefix = digest.prefix
         conversation.last = digest.last()
         conversation.size = digest.size
-        conversation.text = xxh3(digest.text) if digest.text else 0
+        conversation.text = digest.begins(digest.size) if digest.plain else 0
         conversation.body = digest.body
         conversation.model = sys.intern(model)
         conversation.step = step
@@ -369,10 +443,10 @@ class Conversations:
             conversation.prompt_tokens = answer.prompt_tokens
         if answer.output_tokens:
             conversation.output_tokens = answer.output_tokens
-        conversation.answer, conversation.ending = _fingerprint(answer.text)
+        conversation.answer, conversation.ending = answer.fingerprint or fingerprint(answer.text)
         conversation.tools = answer.tool_calls
 
-    def _following(self, before: Conversation, digest: Digest, at_s: float, per_token: float) -> Placement:
+    def _following(self, before: Conversation, digest: Prompt, at_s: float, per_token: float) -> Placement:
         """A prompt that the engine appends to a context it has kept."""
         common = before.prompt_tokens + before.output_tokens
         prompt_tokens = max(1, common + round(digest.size / per_token))
@@ -381,7 +455,7 @@ class Conversations:
         return Placement(before, "extends", prompt_tokens, common)
 
     def _of_name(
-        self, digest: Digest, named: str, parent: str | None, model: str, at_s: float, *, retrying: bool
+        self, digest: Prompt, named: str, parent: str | None, model: str, at_s: float, *, retrying: bool
     ) -> tuple[Conversation, str]:
         """A named session is one conversation, as long as its calls do not overlap and ask one model.
 
@@ -395,7 +469,7 @@ class Conversations:
         if main is None:
             return self._add(named, parent), "new"
         for conversation, depth in self._extended(digest):
-            if conversation.model == model and (not _live(conversation, at_s) or _is_answer(digest, depth)):
+            if conversation.model == model and (not _live(conversation, at_s) or digest.is_answer(depth)):
                 return conversation, "extends"
         if main.model != model:
             name = f"{named}~{model}"
@@ -408,7 +482,7 @@ class Conversations:
         return self._child(main), "fork"
 
     def _of_content(
-        self, digest: Digest, scope: str, model: str, at_s: float, *, retrying: bool
+        self, digest: Prompt, scope: str, model: str, at_s: float, *, retrying: bool
     ) -> tuple[Conversation, str]:
         again = self._retried(digest, at_s, retrying=retrying)
         if again is not None:
@@ -421,7 +495,7 @@ class Conversations:
         root = digest.chain[digest.root - 1] if digest.root else digest.end
         return self._add(self._fresh_name(scope, root), None), "new"
 
-    def _retried(self, digest: Digest, at_s: float, *, retrying: bool) -> Conversation | None:
+    def _retried(self, digest: Prompt, at_s: float, *, retrying: bool) -> Conversation | None:
         """The conversation whose last call this is a retry of."""
         for conversation in _members(self._ends, digest.end) if digest.end in self._ends else ():
             if conversation.body != digest.body:
@@ -430,30 +504,30 @@ class Conversations:
                 return conversation
         return None
 
-    def _extended(self, digest: Digest) -> Iterator[tuple[Conversation, int]]:
+    def _extended(self, digest: Prompt) -> Iterator[tuple[Conversation, int]]:
         """Conversations whose whole prompt this one begins with (and goes on), longest first, with their depth."""
         ends = self._ends
         depth = len(digest.chain)
         for link in reversed(digest.chain):
-            if link in ends and (depth < len(digest.chain) or digest.text):
+            if link in ends and (depth < len(digest.chain) or digest.plain):
                 for conversation in _members(ends, link):
-                    if not digest.text or _begins_with(digest, conversation):
+                    if not digest.plain or _begins_with(digest, conversation):
                         yield conversation, depth
             depth -= 1
 
-    def _continued(self, digest: Digest, model: str, at_s: float) -> tuple[Conversation, str] | None:
+    def _continued(self, digest: Prompt, model: str, at_s: float) -> tuple[Conversation, str] | None:
         best: Conversation | None = None
         best_depth = 0
         best_rank = (-1, False, -1, False, 0.0)
         for conversation, depth in self._extended(digest):
             if best is not None and depth < best_depth:
                 break
-            idle = not _live(conversation, at_s) or _is_answer(digest, depth)
+            idle = not _live(conversation, at_s) or digest.is_answer(depth)
             match = _matches(conversation, digest, depth)
             if conversation.model != model or (match is False and depth <= digest.root):
                 continue
             rank = (
-                depth if not digest.text else conversation.size,
+                depth if not digest.plain else conversation.size,
                 idle,
                 {True: 2, None: 1, False: 0}[match],
                 conversation.prefix == digest.prefix,
@@ -465,9 +539,9 @@ class Conversations:
             return None
         return (best, "extends") if best_rank[1] else (self._child(best), "fork")
 
-    def _related(self, digest: Digest, model: str, at_s: float) -> tuple[Conversation, str] | None:
+    def _related(self, digest: Prompt, model: str, at_s: float) -> tuple[Conversation, str] | None:
         """An edited, compacted or forked conversation, by a shared root and more."""
-        if digest.fresh or not digest.root or digest.text:
+        if len(digest.chain) <= digest.root or not digest.root or digest.plain:  # nobody has answered in it yet
             return None
         sharers = [
             (self._depth(conversation, digest), conversation)
@@ -478,9 +552,8 @@ class Conversations:
             return None
         depth = max(depth for depth, _ in sharers)
         nearest = [conversation for shared, conversation in sharers if shared == depth]
-        tail = {_alone(item) for item in digest.items[-_TAIL_ITEMS:]}
         if depth < len(digest.chain) and (depth > digest.root or len(sharers) == 1):
-            edited = [one for one in nearest if one.last in tail and depth * 4 < len(one.chain)]
+            edited = [one for one in nearest if depth * 4 < len(one.chain) and one.last in digest.tail()]
             if len(edited) == 1 and not _live(edited[0], at_s):
                 return edited[0], "edited"
         latest = max(nearest, key=lambda one: one.at_s)
@@ -494,7 +567,7 @@ class Conversations:
         return None
 
     @staticmethod
-    def _depth(conversation: Conversation, digest: Digest) -> int:
+    def _depth(conversation: Conversation, digest: Prompt) -> int:
         """How many messages the two prompts share; chains that part never meet again. Cost: O(log messages)."""
         known = memoryview(conversation.chain).cast("I")
         chain = digest.chain
@@ -509,7 +582,7 @@ class Conversations:
                 high = middle - 1
         return low
 
-    def _measured(self, conversation: Conversation, why: str, digest: Digest, per_token: float) -> Placement:
+    def _measured(self, conversation: Conversation, why: str, digest: Prompt, per_token: float) -> Placement:
         """How much of the prompt the session's worker has seen; counted tokens where the engine has counted them."""
         whole = max(1, round(digest.size / per_token))
         if conversation.prompt_tokens == 0:
@@ -525,18 +598,18 @@ class Conversations:
         beyond = max(0.0, digest.size - shared - answer) / per_token
         return Placement(conversation, why, max(1, common + round(beyond)), common)
 
-    def _shared(self, conversation: Conversation, why: str, digest: Digest) -> tuple[int, int | None]:
+    def _shared(self, conversation: Conversation, why: str, digest: Prompt) -> tuple[int, int | None]:
         """(bytes shared with the last prompt, bytes of its answer in this one).
 
         None for the answer: not even the last prompt is there whole. 0: it is, its answer is not.
         """
-        if digest.text:
+        if digest.plain:
             return (conversation.size, 0) if why in ("extends", "retry") else (0, None)
         depth = self._depth(conversation, digest)
         size = digest.sizes[depth - 1] if depth else 0
         if depth == 0 or depth * 4 != len(conversation.chain):
             return size, None
-        if not _is_answer(digest, depth) or _matches(conversation, digest, depth) is False:
+        if not digest.is_answer(depth) or _matches(conversation, digest, depth) is False:
             return size, 0
         return size, digest.sizes[depth] - size
 
@@ -619,35 +692,34 @@ def _live(conversation: Conversation, at_s: float) -> bool:
     return at_s < conversation.live_until_s
 
 
-def _begins_with(digest: Digest, conversation: Conversation) -> bool:
+def _begins_with(digest: Prompt, conversation: Conversation) -> bool:
     """Whether a plain prompt goes on from the whole of the conversation's last one."""
     size = conversation.size
-    return 0 < size < digest.size and xxh3(memoryview(digest.text)[:size]) == conversation.text
+    return 0 < size < digest.size and digest.begins(size) == conversation.text
 
 
-def _is_answer(digest: Digest, depth: int) -> bool:
-    """Whether the message after the first `depth` is an answer of the model."""
-    if depth >= len(digest.items):
-        return False
-    item = digest.items[depth]
-    return item.role in _ANSWERING or item.type in _ANSWER_ITEMS
-
-
-def _matches(conversation: Conversation, digest: Digest, depth: int) -> bool | None:
+def _matches(conversation: Conversation, digest: Prompt, depth: int) -> bool | None:
     """Whether the message after the first `depth` is the answer that was given; None where that cannot be said."""
-    if digest.text or not _is_answer(digest, depth) or not (conversation.answer or conversation.tools):
+    if digest.plain or not digest.is_answer(depth) or not (conversation.answer or conversation.tools):
         return None
-    item = digest.items[depth]
     if conversation.tools:
-        called = bytes(item.tool_calls) or bytes(item.name) or bytes(item.content)
-        return all(name.partition(":")[0].encode() in called for name in conversation.tools)
-    if item.type in _ANSWER_ITEMS:
-        return None
-    answer, ending = _fingerprint(_text_of(bytes(item.content)))
-    return answer == conversation.answer or ending == conversation.ending
+        called = digest.called(depth)
+        return all(_first_part(name.encode()) in called for name in conversation.tools)
+    said = digest.said(depth)
+    return None if said is None else said[0] == conversation.answer or said[1] == conversation.ending
 
 
-def _fingerprint(text: str) -> tuple[int, int]:
+def _packed(chain: Sequence[int]) -> bytes:
+    """Four bytes per message: enough to find where two prompts part."""
+    return array("I", [link & 0xFFFFFFFF for link in chain]).tobytes()
+
+
+def seed_of(scope: str, secret: int) -> int:
+    """The seed of a scope's hashes; secret: the hash of the secret that seeds all of them."""
+    return xxh3(scope.encode("utf-8", "surrogatepass"), secret)
+
+
+def fingerprint(text: str) -> tuple[int, int]:
     """(beginning, ending) of a text, so that one survives where a client drops the thoughts before an answer."""
     text = text.strip()
     if not text:

@@ -30,10 +30,11 @@ from saga.gateway.config import GatewayConfig, load_config
 from saga.gateway.contracts import Answer, AnswerWatcher, Call, Refused, Request
 from saga.gateway.front import Front
 from saga.gateway.health import Health
-from saga.gateway.identity import GatewayIdentity, IdentitySettings
+from saga.gateway.identity import GatewayIdentity
 from saga.gateway.journal import Journal, say
 from saga.gateway.kv_events import KvEvents
 from saga.gateway.metrics import GatewayMetrics
+from saga.gateway.reading import IdentitySettings
 from saga.gateway.rewriting import Headers
 from saga.gateway.scheduling import GatewayScheduling
 from saga.gateway.store import Store
