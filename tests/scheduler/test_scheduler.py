@@ -242,6 +242,19 @@ def test_a_step_id_that_is_live_cannot_arrive_again(stage):
         at.arrive("a", 0, 10)
 
 
+@pytest.mark.parametrize("name", ["prompt_tokens", "common_tokens", "prefix_tokens", "home_tokens"])
+def test_every_step_with_an_impossible_count_is_refused(stage, name: str) -> None:
+    """The first of a session and those after it: one error that names the count, and nothing of the step remains."""
+    s = stage()
+    for step in (0, 1):
+        facts = {"prompt_tokens": 100, name: -3}
+        with pytest.raises(ProtocolError, match=f"{name} -3 of step 'a/{step}': expected at least"):
+            s.arrive("a", step, **facts)
+        assert not s.scheduler.sessions.steps
+        s.arrive("a", step, 100)
+        s.finish("a", step, "w0", 100)
+
+
 def test_what_is_idle_for_too_long_is_forgotten(stage):
     """Ages bound the state: a session that never ends by itself is ended, and released on its worker."""
     at = stage(HOLDS_30_S, caps=Caps(idle_s=60.0))

@@ -108,6 +108,9 @@ class Scheduler:
     def _on_step_arrived(self, event: ev.StepArrived) -> None:
         if event.step in self.sessions.steps or event.step in self.sessions.behind:
             raise ProtocolError(f"step {event.step!r} has arrived before and is not finished; step ids are unique")
+        common_tokens = event.common_tokens or 0
+        if event.prompt_tokens < 1 or common_tokens < 0 or event.prefix_tokens < 0 or event.home_tokens < 0:
+            raise ProtocolError(_bad_count(event))
         session = self.sessions.get(event.session) or self._open(event)
         if session.step:
             self._queue_behind(session, event)
@@ -115,8 +118,6 @@ class Scheduler:
             self._begin(session, event)
 
     def _open(self, event: ev.StepArrived) -> Session:
-        if event.prompt_tokens < 1:
-            raise ProtocolError(f"prompt_tokens {event.prompt_tokens} of step {event.step!r}: expected at least 1")
         parent = self.sessions.get(event.parent) if event.parent is not None else None
         track = self.model.open(event.workflow, event.hints, parent=None if parent is None else parent.track)
         session = self.sessions.open(event, track)
@@ -787,3 +788,11 @@ class Scheduler:
         worker.last_epoch_s = self.now_s
         for step, session in worker.unstarted.items():
             self._out.append(do.Reprioritize(step, worker.worker, self._priority(session), "urgency moved"))
+
+
+def _bad_count(event: ev.StepArrived) -> str:
+    """Which count of a step cannot be, in words."""
+    least = {"prompt_tokens": 1, "common_tokens": 0, "prefix_tokens": 0, "home_tokens": 0}
+    counts = {name: getattr(event, name) or 0 for name in least}
+    name = next(name for name, count in counts.items() if count < least[name])
+    return f"{name} {counts[name]} of step {event.step!r}: expected at least {least[name]}"
