@@ -67,7 +67,7 @@ def test_who_steals_balances_calls(composition: Composition) -> None:
     ("name", "differs_in"),
     [
         ("vllm", {"routing", "engine"}),
-        ("round_robin", {"routing"}),
+        ("least_loaded", {"routing"}),
         ("vllm_apc_dram", {"host_tier"}),
         ("vllm_priority", {"ordering", "engine"}),
         ("session_cap", {"admission", "retention", "ordering"}),

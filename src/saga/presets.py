@@ -48,9 +48,9 @@ _VLLM_APC = Composition(
     routing=STICKY,
 )
 
-_ROUND_ROBIN = replace(
+_VLLM_LEAST_LOADED = replace(
     _VLLM_APC,
-    name="round_robin",
+    name="least_loaded",
     description="vllm_apc behind a balancer without affinity: each call goes where fewest are at work",
     source="vLLM v1 (0.32) behind a plain HTTP load balancer (least connections)",
     routing=LEAST_LOADED,
@@ -128,7 +128,17 @@ _INFINITE_KV = replace(
     engine=EngineRules(infinite_kv=True),
 )
 
-_ALL = (_VLLM, _ROUND_ROBIN, _VLLM_APC, _VLLM_APC_DRAM, _VLLM_PRIORITY, _SAGA, _SAGA_PAPER, _SESSION_CAP, _INFINITE_KV)
+_ALL = (
+    _VLLM,
+    _VLLM_LEAST_LOADED,
+    _VLLM_APC,
+    _VLLM_APC_DRAM,
+    _VLLM_PRIORITY,
+    _SAGA,
+    _SAGA_PAPER,
+    _SESSION_CAP,
+    _INFINITE_KV,
+)
 
 PRESETS: dict[str, Composition] = {composition.name: composition for composition in _ALL}
 

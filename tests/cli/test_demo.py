@@ -85,5 +85,5 @@ def test_the_live_part_joins_the_report(
     assert [part["kind"] for part in document["simulated"]] == ["simulated", "simulated"]
     measured = document["measured"]
     assert (measured["kind"], measured["engines"]) == ("measured", "modelled")
-    assert [run["preset"] for run in measured["runs"]] == ["round_robin", "saga", "saga", "round_robin"]
+    assert [run["preset"] for run in measured["runs"]] == ["least_loaded", "saga", "saga", "least_loaded"]
     assert {run["tasks_completed"] for run in measured["runs"]} == {2}

@@ -39,7 +39,7 @@ def test_both_fronts_do_the_same_tasks_on_the_same_engines(children: list[int]) 
     """Same calls, same lengths, no errors; the report's group says what was real."""
     played = play(TINY)
     plain, saga = played.document["runs"]
-    assert (plain["preset"], saga["preset"]) == ("round_robin", "saga")
+    assert (plain["preset"], saga["preset"]) == ("least_loaded", "saga")
     assert plain["calls"] == saga["calls"] > 0
     assert plain["input_tokens"] == pytest.approx(saga["input_tokens"], rel=0.05)
     assert plain["errors"] == saga["errors"] == 0

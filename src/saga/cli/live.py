@@ -1,7 +1,7 @@
 """The part of `saga demo` that is measured: the same tasks through a plain front and through SAGA, over HTTP.
 
-    agents (saga.bench.replay) ─HTTP─▶ gateway round_robin ─┐
-                               ─HTTP─▶ gateway saga        ─┴─HTTP─▶ modelled engines, child processes
+    agents (saga.bench.replay) ─HTTP─▶ gateway least_loaded ─┐
+                               ─HTTP─▶ gateway saga         ─┴─HTTP─▶ modelled engines, child processes
 
 Gateways, protocol, prompts and clocks are real, the engines are modelled and run fast. Both gateways use the same
 engines in turns (A B B A), and every run has words of its own, so that none finds another's cache. It refuses to know
@@ -39,7 +39,7 @@ class LiveScene:
     """
 
     workload: str = "swe_bench"
-    fronts: tuple[str, ...] = ("round_robin", "saga")
+    fronts: tuple[str, ...] = ("least_loaded", "saga")
     hardware: str = "llama3-70b-a100x4"
     workers: int = 2
     kv_tokens: int = 50_000

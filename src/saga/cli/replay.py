@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saga.cli.selection import GapCap, MaxCalls, MaxContext, MinCalls
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 EXIT_INTERRUPTED = 130
-_SOURCE, _WIRE = "Which sessions of a trace", "What goes over the wire"
+_WIRE = "What goes over the wire"
 
 
 def replay(
@@ -63,14 +64,10 @@ def replay(
     ] = None,
     scale_tokens: Annotated[float, typer.Option(help="Multiply all lengths by this.", rich_help_panel=_WIRE)] = 1.0,
     timeout_s: Annotated[float, typer.Option(help="Longest time for one call.", rich_help_panel=_WIRE)] = 600.0,
-    max_context: Annotated[
-        int | None, typer.Option(help="Leave out sessions that grow beyond this.", rich_help_panel=_SOURCE)
-    ] = None,
-    min_calls: Annotated[int, typer.Option(help="Leave out shorter sessions.", rich_help_panel=_SOURCE)] = 1,
-    max_calls: Annotated[int | None, typer.Option(help="Leave out longer sessions.", rich_help_panel=_SOURCE)] = None,
-    gap_cap_s: Annotated[
-        float | None, typer.Option(help="Cut gaps between calls to this many seconds.", rich_help_panel=_SOURCE)
-    ] = None,
+    max_context: MaxContext = None,
+    min_calls: MinCalls = 1,
+    max_calls: MaxCalls = None,
+    gap_cap_s: GapCap = None,
     json: Annotated[Path | None, typer.Option(help="Write all figures here.")] = None,
 ) -> None:
     """Live a workload against OpenAI-compatible servers: real gaps, real lengths, the trace's shared prefixes.

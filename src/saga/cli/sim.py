@@ -15,6 +15,7 @@ import typer
 
 from saga.bench.files import write_whole
 from saga.cli.output import as_json, check_writable, print_table
+from saga.cli.selection import GapCap, MaxCalls, MaxContext, MinCalls
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _LOADS = ("agents_per_worker", "oversubscription", "rate_per_s", "as_recorded")
 _LOAD_FLAGS = "--agents-per-worker, --oversubscription, --rate, --as-recorded"
-_LOAD, _FLEET, _SOURCE, _OUTPUT = "Load (exactly one)", "Fleet", "Which sessions of a trace", "Output"
+_LOAD, _FLEET, _OUTPUT = "Load (exactly one)", "Fleet", "Output"
 
 
 def sim(
@@ -61,14 +62,10 @@ def sim(
     block_tokens: Annotated[int, typer.Option(help="Tokens of a KV block.", rich_help_panel=_FLEET)] = 16,
     max_running: Annotated[int, typer.Option(help="Calls in one batch.", rich_help_panel=_FLEET)] = 256,
     chunk_tokens: Annotated[int, typer.Option(help="Tokens of one engine step.", rich_help_panel=_FLEET)] = 2048,
-    max_context: Annotated[
-        int | None, typer.Option(help="Leave out sessions that grow beyond this.", rich_help_panel=_SOURCE)
-    ] = None,
-    min_calls: Annotated[int, typer.Option(help="Leave out shorter sessions.", rich_help_panel=_SOURCE)] = 1,
-    max_calls: Annotated[int | None, typer.Option(help="Leave out longer sessions.", rich_help_panel=_SOURCE)] = None,
-    gap_cap_s: Annotated[
-        float | None, typer.Option(help="Cut gaps between calls to this many seconds.", rich_help_panel=_SOURCE)
-    ] = None,
+    max_context: MaxContext = None,
+    min_calls: MinCalls = 1,
+    max_calls: MaxCalls = None,
+    gap_cap_s: GapCap = None,
     tasks: Annotated[int, typer.Option(help="Tasks per run.")] = 1000,
     seeds: Annotated[int, typer.Option(help="Runs per preset, each with its own tasks.")] = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 2,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saga.cli.selection import PANEL, GapCap, MaxCalls, MaxContext, MinCalls
+
 if TYPE_CHECKING:
     from saga.workloads.describe import Description, Spread
 
 workload_app = typer.Typer(help="Workloads: built-in ones by name, traces by path.")
-
-_SOURCE = "Which sessions of a trace"
 
 
 @workload_app.callback(invoke_without_command=True)
@@ -50,17 +50,13 @@ def describe_workload(
     name: Annotated[str, typer.Argument(help="Built-in name or path of a trace (JSON lines, plain or gzip).")],
     tasks: Annotated[int, typer.Option(help="Tasks to look at.")] = 500,
     seed: Annotated[int, typer.Option(help="Which tasks.")] = 0,
-    max_context: Annotated[
-        int | None, typer.Option(help="Leave out sessions that grow beyond this.", rich_help_panel=_SOURCE)
-    ] = None,
+    max_context: MaxContext = None,
     kv_tokens: Annotated[
-        int | None, typer.Option(help="Leave out sessions beyond a worker's KV tokens.", rich_help_panel=_SOURCE)
+        int | None, typer.Option(help="Leave out sessions beyond a worker's KV tokens.", rich_help_panel=PANEL)
     ] = None,
-    min_calls: Annotated[int, typer.Option(help="Leave out shorter sessions.", rich_help_panel=_SOURCE)] = 1,
-    max_calls: Annotated[int | None, typer.Option(help="Leave out longer sessions.", rich_help_panel=_SOURCE)] = None,
-    gap_cap_s: Annotated[
-        float | None, typer.Option(help="Cut gaps between calls to this many seconds.", rich_help_panel=_SOURCE)
-    ] = None,
+    min_calls: MinCalls = 1,
+    max_calls: MaxCalls = None,
+    gap_cap_s: GapCap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """Lengths, gaps, growth and reuse of a workload.
