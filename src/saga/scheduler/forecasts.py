@@ -66,24 +66,13 @@ class NoForecasts:
         """One track for all: nothing is written to it."""
         return self._track
 
-    def step_arrived(
-        self,
-        track: Track,
-        *,
-        gap_s: float | None,
-        gap_kind: str,
-        prompt_tokens: int,
-        common_tokens: int | None,
-        hints: Hints | None,
-    ) -> None:
+    def step_arrived(self, *_told: object, **_more: object) -> None:
         """Nothing is learned."""
 
-    def step_finished(
-        self, track: Track, *, tool_calls: tuple[str, ...], output_tokens: int, prompt_tokens: int
-    ) -> None:
+    def step_finished(self, *_told: object, **_more: object) -> None:
         """Nothing is learned."""
 
-    def session_ended(self, track: Track) -> None:
+    def session_ended(self, *_told: object) -> None:
         """Nothing is learned."""
 
     def forecast(self, track: Track, waited_s: float = 0.0) -> Forecast:
