@@ -15,14 +15,14 @@ import asyncio
 import logging
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
 import msgspec
 
 from saga.gateway.journal import say
-from saga.gateway.workers import DEFAULT_KV_TOKENS, Worker, Workers, WorkerState
+from saga.gateway.workers import Worker, Workers, WorkerState
 
 _MAX_BYTES = 8 * 2**20
 _CAPACITY_CHANGED = 0.05
@@ -117,6 +117,7 @@ class Health:
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[Worker, list[asyncio.Task[None]]] = {}
         self._first: list[asyncio.Future[None]] = []
+        self._waking: dict[str, asyncio.Task[None]] = {}
 
     def follow(self, worker: Worker) -> None:
         """Look after the worker until it is removed."""
@@ -136,9 +137,17 @@ class Health:
         if self._first:
             await asyncio.wait(self._first, timeout=timeout_s)
 
+    def wake(self, worker: Worker) -> None:
+        """Give an idle engine a call of one token, so that it hears what waits on its link. Does not wait."""
+        if worker.name in self._waking or self._session is None:
+            return
+        task = asyncio.get_running_loop().create_task(self._wake(worker))
+        self._waking[worker.name] = task
+        task.add_done_callback(lambda _: self._waking.pop(worker.name, None))
+
     async def close(self) -> None:
         """Look after nobody any longer."""
-        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        tasks = [task for tasks in self._tasks.values() for task in tasks] + list(self._waking.values())
         self._tasks.clear()
         for task in tasks:
             task.cancel()
@@ -217,7 +226,7 @@ class Health:
         if worker.config.extensions is None:
             worker.extensions = True
         worker.running, worker.waiting, worker.kv_usage = figures.running, figures.waiting, figures.kv_usage
-        kv_tokens = worker.config.kv_tokens or figures.kv_tokens or DEFAULT_KV_TOKENS
+        kv_tokens = worker.config.kv_tokens or figures.kv_tokens or worker.capacity.kv_tokens
         if not worker.is_up:
             worker.kv_tokens = kv_tokens
         elif abs(kv_tokens - worker.kv_tokens) > _CAPACITY_CHANGED * worker.kv_tokens:
@@ -237,14 +246,29 @@ class Health:
             return False
         return True
 
-    async def _get(self, worker: Worker, path: str) -> tuple[int, bytes]:
+    async def _wake(self, worker: Worker) -> None:
+        model = min(worker.models or (), default="")
+        call = {"model": model, "prompt": ".", "max_tokens": 1, "vllm_xargs": {"saga_wake": 1}}
+        try:
+            status, _ = await self._get(worker, "/v1/completions", call)
+        except _EXPECTED as error:
+            say(logging.DEBUG, "engine could not be woken", worker=worker.name, why=str(error))
+            return
+        if status != 200:
+            say(logging.DEBUG, "engine could not be woken", worker=worker.name, why=f"it answered {status}")
+
+    async def _get(self, worker: Worker, path: str, call: Mapping[str, object] | None = None) -> tuple[int, bytes]:
+        """GET, or POST where there is a call to send: (status, body)."""
         assert self._session is not None
         address = worker.address
         host = f"[{address.host}]" if ":" in address.host else address.host
         url = f"{'https' if address.tls else 'http'}://{host}:{address.port}{address.base_path}{path}"
         headers = {name.decode(): value.decode() for name, value in address.headers}
         tls = self._context(worker) if address.tls else True
-        async with self._session.get(url, headers=headers, ssl=tls, allow_redirects=False) as answer:
+        asked = self._session.request(
+            "GET" if call is None else "POST", url, json=call, headers=headers, ssl=tls, allow_redirects=False
+        )
+        async with asked as answer:
             body = await answer.content.read(_MAX_BYTES)
             while not answer.content.at_eof() and len(body) < _MAX_BYTES:
                 body += await answer.content.read(_MAX_BYTES - len(body))

@@ -13,8 +13,8 @@ scheduler goes on to count it at home. A pinned call goes to its worker in the s
 still lives joins that step: it follows it to its worker and is no step of its own.
 
 Calls that are no steps (embeddings, unknown paths) go to the least busy worker at once. Commands to engines (`Retain`,
-`Prefetch`, ...) are only counted: nothing here has a link to an engine. Stealing is left out of any preset: a call that
-a worker has is not taken back from it.
+`Prefetch`, ...) go to `engines`, which carries them where the worker has a link; all are counted. Stealing is left out
+of any preset: a call that a worker has is not taken back from it.
 
 It refuses to know bytes, sockets, formats and whose call it is.
 """
@@ -107,6 +107,22 @@ class Meter(Protocol):
         ...
 
 
+class Engines(Protocol):
+    """Who carries commands to engines."""
+
+    def order(self, worker: str, command: do.Command, at_s: float) -> bool:
+        """Whether it is under way to the worker of that name (of the registry). Never waits."""
+        ...
+
+
+class NoEngines:
+    """No engine has a link."""
+
+    def order(self, worker: str, command: do.Command, at_s: float) -> bool:
+        """Nothing is under way."""
+        return False
+
+
 class NoMeter:
     """Counts nothing."""
 
@@ -182,6 +198,7 @@ class GatewayScheduling:
         self.pools = Pools(self.composition, self.settings.caps(), dict(weights or {}))
         self.journal = journal or Journal(time.time)
         self.num_waiting = 0
+        self.engines: Engines = NoEngines()
         self._meter: Meter = meter or NoMeter()
         self._gone = gone or _nobody_asks
         self._steps: dict[str, _Step] = {}
@@ -468,7 +485,12 @@ class GatewayScheduling:
 
     def _extra(self, step: _Step, call: Call, order: do.Dispatch) -> dict[str, Any]:
         """Fields for an engine that accepts vLLM's; `vllm_xargs` is flat."""
-        xargs: dict[str, str | int | float] = {"saga_session": call.session, "saga_task": call.task}
+        xargs: dict[str, str | int | float] = {
+            "saga_session": call.session,
+            "saga_task": call.task,
+            "saga_step": step.call.step,
+            "saga_tenant": call.tenant,
+        }
         session = step.pool.scheduler.sessions.get(call.session)
         if session is not None and self.composition.forecasts:
             forecast = step.pool.scheduler.model.forecast(session.track)
@@ -602,7 +624,7 @@ class GatewayScheduling:
         if self.pools.seat_of(worker) is not None:
             return
         seat = self.pools.sit(worker)
-        config = worker.config
+        capacity = worker.capacity
         say(logging.INFO, "worker up", worker=worker.name, kv_tokens=worker.kv_tokens, why=worker.why)
         self._tell(
             seat.pool,
@@ -610,10 +632,12 @@ class GatewayScheduling:
                 self._now_s(),
                 seat.name,
                 worker.kv_tokens,
-                config.block_tokens,
-                config.host_kv_tokens,
-                config.prefill_tokens_per_s,
-                max_running=config.max_running,
+                capacity.block_tokens,
+                capacity.host_kv_tokens,
+                capacity.prefill_tokens_per_s,
+                capacity.load_tokens_per_s,
+                capacity.move_tokens_per_s,
+                capacity.max_running,
             ),
         )
 
@@ -700,7 +724,16 @@ class GatewayScheduling:
             step = self._steps.get(command.step)
             if step is not None:
                 self.journal.add(step.call.session, command.step, "hold", "", command.reason)
+        else:
+            self._order(pool, command)
         self._meter.commanded(type(command).__name__)
+
+    def _order(self, pool: Pool, command: do.Command) -> None:
+        """To the engine that holds what the command is about; a migration to its source."""
+        name = command.source if type(command) is do.Migrate else getattr(command, "worker", "")
+        seat = pool.seats.get(name)
+        if seat is not None:
+            self.engines.order(seat.worker.name, command, self._now_s())
 
     def _carry_out_dispatch(self, pool: Pool, order: do.Dispatch) -> None:
         step = self._steps.get(order.step)

@@ -81,6 +81,16 @@ class WorkerConfig:
         address = self.address()
         return replace(self, name=f"{address.host}:{address.port}{address.base_path}")
 
+    def capacity(self) -> Capacity:
+        """What is assumed of it until it says more itself."""
+        return Capacity(
+            self.kv_tokens or DEFAULT_KV_TOKENS,
+            self.block_tokens,
+            self.host_kv_tokens,
+            self.max_running,
+            self.prefill_tokens_per_s,
+        )
+
     def address(self) -> WorkerAddress:
         """Where it is, for the data plane."""
         parts = urlsplit(self.url)
@@ -101,6 +111,19 @@ class WorkerConfig:
             base_path=base_path.removesuffix("/v1"),
             headers=headers,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a worker can hold and how fast, as in `events.WorkerJoined`; 0 tokens per second: none, or unknown."""
+
+    kv_tokens: int
+    block_tokens: int
+    host_kv_tokens: int
+    max_running: int
+    prefill_tokens_per_s: float
+    load_tokens_per_s: float = 0.0
+    move_tokens_per_s: float = 0.0
 
 
 class WorkerState(StrEnum):
@@ -130,6 +153,7 @@ class Worker:
 
     __slots__ = (
         "address",
+        "capacity",
         "config",
         "extensions",
         "failures",
@@ -163,7 +187,8 @@ class Worker:
         self.model_cards: dict[str, dict[str, object]] = {}
         self.max_model_len: int | None = None
         self.extensions = bool(config.extensions)
-        self.kv_tokens = config.kv_tokens or DEFAULT_KV_TOKENS
+        self.capacity = config.capacity()
+        self.kv_tokens = self.capacity.kv_tokens
         self.num_calls = 0
         self.num_served = 0
         self.num_failed = 0
@@ -299,6 +324,20 @@ class Workers:
             for watcher in self._watchers:
                 watcher.worker_leaving(worker)
                 watcher.worker_up(worker)
+
+    def told(self, worker: Worker, capacity: Capacity) -> None:
+        """Its engine said what it can; a `kv_tokens` that was written down holds, and rates that it does not know."""
+        written = worker.config
+        capacity = replace(
+            capacity,
+            kv_tokens=written.kv_tokens or capacity.kv_tokens,
+            prefill_tokens_per_s=capacity.prefill_tokens_per_s or written.prefill_tokens_per_s,
+        )
+        if written.extensions is None:
+            worker.extensions = True
+        if capacity != worker.capacity:
+            worker.capacity, worker.kv_tokens = capacity, capacity.kv_tokens
+            self.changed(worker)
 
     def reported(self, worker: Worker) -> None:
         """Its own figures were read."""
