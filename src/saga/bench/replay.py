@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -85,8 +85,19 @@ def parse_target(argument: str) -> Target:
     return Target(argument.rstrip("/").removesuffix("/v1").partition("://")[2] or argument, argument)
 
 
+class Dial(Protocol):
+    """Makes the client of a URL."""
+
+    def __call__(self, url: str, *, timeout_s: float) -> OpenAiClient:
+        """Connects to nothing yet."""
+        ...
+
+
 class Replay:
-    """One workload against one or several servers. `records` has what is done so far, also after `stop`."""
+    """One workload against one or several servers. `records` has what is done so far, also after `stop`.
+
+    dial: makes the client of a URL; another one may add fields that a server wants.
+    """
 
     def __init__(
         self,
@@ -95,6 +106,7 @@ class Replay:
         config: ReplayConfig,
         *,
         on_progress: Callable[[str, int, int], None] | None = None,
+        dial: Dial = OpenAiClient,
     ) -> None:
         if len({target.label for target in targets}) < len(targets):
             raise UsageError("two servers have the same name; give them as NAME=URL")
@@ -103,6 +115,7 @@ class Replay:
         self._targets = targets
         self._workload = workload
         self._on_progress = on_progress
+        self._dial = dial
         self._running: set[asyncio.Task[None]] = set()
         self._stopped = False
 
@@ -114,7 +127,7 @@ class Replay:
 
     async def run(self) -> list[RunRecord]:
         """All runs. Raises UsageError for a URL that is none, PeerError where no OpenAI-compatible server answers."""
-        clients = [OpenAiClient(target.url, timeout_s=self.config.timeout_s) for target in self._targets]
+        clients = [self._dial(target.url, timeout_s=self.config.timeout_s) for target in self._targets]
         try:
             models = [await self._model(client) for client in clients]
             for repeat in range(self.config.repeats):

@@ -1,0 +1,411 @@
+"""SAGA on real engines: task completion time of small agents on real vLLM servers, against stock vLLM and its router.
+
+    python benchmarks/real_engines.py [--workloads B,A,B07,haiku] [--systems ...] [--servers 1] [--repeats 3]
+
+Every server is vLLM's own OpenAI server on the CPU backend: a tiny random model, blocks of 32 tokens, 513 blocks, one
+thread. Wall clock, closed loop, systems in turn (A B B A ...), every run with words of its own. Systems:
+
+    sticky      stock vLLM behind `vllm-router` with consistent hashing                       the baseline
+    program     stock vLLM behind `vllm-router` with program scheduling
+    priority    stock vLLM with `--scheduling-policy priority`, behind the sticky router; a call has its task's arrival
+    gateway     stock vLLM behind `saga serve`
+    plugin      vLLM with SAGA's plug-in, linked to `saga serve` before it
+    dram        the same with a tier in host memory
+
+All servers and gateways run all the time, one system works at a time. The router's wheel goes into an environment of
+its own (`rivals.py`). Needs vLLM beside SAGA (`make test` puts it there). Everything listens on loopback and ends with
+the run. It refuses to know what any system does: all figures are what the client saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from bench_gateway import rival_commands
+from mock_fleet import end, free_port
+from rich.console import Console
+from rich.table import Table
+from rivals import HOME, environment
+
+from saga.bench.openai_client import Measured, OpenAiClient
+from saga.bench.replay import Replay, ReplayConfig, Target
+from saga.workloads.catalogue import workload
+from saga.workloads.plan import Call, Limits, SessionPlan, Skipped, Task, Workload
+
+MODEL = "tiny"
+BLOCK_TOKENS, NUM_BLOCKS = 32, 513
+SERVER_FLAGS = (
+    f"--block-size {BLOCK_TOKENS} --num-gpu-blocks-override {NUM_BLOCKS} --max-model-len 4096 --enforce-eager "
+    "--enable-prefix-caching --enable-prompt-tokens-details"
+)
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+STARTED_WITHIN_S = 240.0
+SYSTEMS = ("sticky", "program", "priority", "gateway", "plugin", "dram")
+BASELINE = "sticky"
+RIVALS = ("sticky", "program", "priority")
+
+
+# ---------------------------------------------------------------------- workloads
+
+
+@dataclass(frozen=True)
+class Agents:
+    """Agents of one kind, `agents` per server at work at once. Ranges are uniform; tokens, seconds."""
+
+    name: str
+    agents: int
+    calls: int
+    first_tokens: int
+    more_tokens: tuple[int, int]
+    output_tokens: tuple[int, int]
+    gap_s: tuple[float, float]
+    speed: float = 1.0
+    provenance: str = "made for this benchmark"
+    tenants: dict[str, float] = field(default_factory=lambda: {"default": 1.0})
+    skipped: Skipped = field(default_factory=Skipped)
+
+    @property
+    def first_context_tokens(self) -> float:
+        """Of a first call."""
+        return self.first_tokens + sum(self.output_tokens) / 2
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """Mean over calls of prompt and answer."""
+        step = sum(self.more_tokens) / 2 + sum(self.output_tokens) / 2
+        return self.first_context_tokens + step * (self.calls - 1) / 2
+
+    def tasks(self, num_tasks: int, seed: int) -> Iterator[Task]:
+        """The same for the same seed."""
+        for index in range(num_tasks):
+            random = Random(f"{self.name}/{seed}/{index}")
+            calls, tokens = [], self.first_tokens
+            for number in range(self.calls):
+                output = random.randint(*self.output_tokens)
+                gap_s = random.uniform(*self.gap_s) if number else 0.0
+                calls.append(Call(((index, tokens),), tokens, output, gap_s, common_tokens=tokens if number else 0))
+                tokens += output + random.randint(*self.more_tokens)
+            name = f"{self.name}-{seed}-{index}"
+            yield Task(name, "default", self.name, name, (SessionPlan(name, tuple(calls)),))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice of a recorded trace, lengths scaled so that its longest context fits."""
+
+    name: str
+    agents: int
+    of: Workload
+    scale: float
+    speed: float = 1.0
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """At this scale."""
+        return self.of.mean_context_tokens * self.scale
+
+    def tasks(self, num_tasks: int, seed: int) -> Iterator[Task]:
+        """The trace's own."""
+        return self.of.tasks(num_tasks, seed)
+
+
+WORKLOADS = {
+    "B": Agents("B", 9, 10, 2_000, (40, 120), (12, 20), (0.02, 0.3)),
+    "A": Agents("A", 12, 14, 900, (80, 220), (16, 32), (0.02, 0.3)),
+    "B07": Agents("B07", 5, 10, 2_000, (40, 120), (12, 20), (0.02, 0.3)),
+}
+SLICE_CONTEXT_TOKENS, SLICE_LONGEST_TOKENS = 3_600, 60_000
+
+
+def haiku(oversubscription: float, speed: float) -> Slice:
+    """agentcgroup_haiku: sessions of 5 to 25 calls up to 60,000 tokens, scaled to 3,600, with their recorded gaps."""
+    shared = Path(os.environ.get("SAGA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    file = shared / "traces" / "agentcgroup_haiku.jsonl"
+    if not file.exists():
+        raise SystemExit(f"{file} is not there: set SAGA_SHARED, or leave haiku out of --workloads")
+    limits = Limits(max_context_tokens=SLICE_LONGEST_TOKENS, min_calls=5, max_calls=25, gap_cap_s=60.0)
+    trace = workload(str(file), limits)
+    scale = SLICE_CONTEXT_TOKENS / SLICE_LONGEST_TOKENS
+    agents = max(1, round(oversubscription * NUM_BLOCKS * BLOCK_TOKENS / (trace.mean_context_tokens * scale)))
+    return Slice("haiku", agents, trace, scale, speed)
+
+
+# ---------------------------------------------------------------------- systems
+
+
+class Dressed(OpenAiClient):
+    """A client that says of its session what routers and engines ask for: the program, the arrival of its task."""
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        super().__init__(url, timeout_s=timeout_s)
+        self._arrivals: dict[str, int] = {}
+
+    async def chat(self, body: dict[str, Any], headers: dict[str, str], tenant: str) -> Measured:
+        """With `vllm_xargs.agentic_context.program_id` and `priority`; engines without the policy ignore them."""
+        session = headers["X-Session-ID"]
+        said = dict(body)
+        if self.wants_program:
+            said["vllm_xargs"] = {"agentic_context": {"program_id": session}}
+        if self.wants_priority:
+            said["priority"] = self._arrivals.setdefault(session, len(self._arrivals))
+        return await super().chat(said, headers, tenant)
+
+    wants_program = False
+    wants_priority = False
+
+
+class Program(Dressed):
+    """For program scheduling."""
+
+    wants_program = True
+
+
+class Arrival(Dressed):
+    """For priority by the task's arrival."""
+
+    wants_priority = True
+
+
+@dataclass
+class System:
+    """One way of serving: who the client speaks to."""
+
+    name: str
+    url: str
+    client: type[OpenAiClient]
+
+
+class Fleet:
+    """Every server and gateway that the chosen systems need; all end with the stack."""
+
+    def __init__(self, arguments: argparse.Namespace, stack: ExitStack, folder: Path) -> None:
+        self._arguments = arguments
+        self._stack = stack
+        self._folder = folder
+
+    def start(self) -> list[System]:
+        """All systems, ready. Raises SystemExit where a part does not start."""
+        chosen = self._arguments.systems
+        stock = self._servers("stock") if {"sticky", "program", "gateway"} & set(chosen) else []
+        by_name: dict[str, list[str]] = dict.fromkeys(("sticky", "program", "gateway"), stock)
+        coordinators: dict[str, int] = {}
+        if "priority" in chosen:
+            by_name["priority"] = self._servers("priority", "--scheduling-policy priority")
+        for name in ("plugin", "dram"):
+            if name in chosen:
+                coordinators[name] = free_port()
+                by_name[name] = self._workers(name, coordinators[name])
+        return [self._system(name, by_name[name], coordinators.get(name)) for name in chosen]
+
+    def _servers(self, name: str, more: str = "") -> list[str]:
+        """Stock: the server of vLLM itself."""
+        module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        return [
+            self._server(f"{name}{index}", [*module, "--model", str(self._folder / MODEL)], more)
+            for index in range(self._arguments.servers)
+        ]
+
+    def _workers(self, name: str, coordinator: int) -> list[str]:
+        """`saga worker`."""
+        saga = str(Path(sys.executable).with_name("saga"))
+        more = f"--dram-gb {self._arguments.dram_gb}" if name == "dram" else ""
+        urls = []
+        for index in range(self._arguments.servers):
+            command = [saga, "worker", str(self._folder / MODEL), "--coordinator", f"127.0.0.1:{coordinator}"]
+            urls.append(self._server(f"{name}{index}", [*command, *shlex.split(more)]))
+        return urls
+
+    def _server(self, name: str, command: list[str], more: str = "") -> str:
+        port = free_port()
+        flags = shlex.split(f"{SERVER_FLAGS} {more} --host 127.0.0.1 --port {port} --served-model-name {MODEL}")
+        self._spawn(name, [*command, *flags], f"http://127.0.0.1:{port}/health")
+        return f"http://127.0.0.1:{port}"
+
+    def _system(self, name: str, urls: list[str], coordinator: int | None) -> System:
+        port, admin = free_port(), free_port()
+        client: type[OpenAiClient] = {"program": Program, "priority": Arrival}.get(name, OpenAiClient)
+        if name in RIVALS:
+            kind = "vllm-router program" if name == "program" else "vllm-router consistent_hash"
+            line = rival_commands(self._arguments.venv)[kind]
+            command = shlex.split(line.format(workers=" ".join(urls), port=port, spare=admin))
+        else:
+            saga = str(Path(sys.executable).with_name("saga"))
+            command = [saga, "serve", "--port", str(port), "--admin-port", str(admin)]
+            command += [flag for url in urls for flag in ("--worker", url)]
+            command += [] if coordinator is None else ["--coordinator-port", str(coordinator)]
+            command += shlex.split(self._arguments.saga_options)
+        self._spawn(f"{name} gateway", command, f"http://127.0.0.1:{port}/v1/models")
+        return System(name, f"http://127.0.0.1:{port}", client)
+
+    def _spawn(self, name: str, command: list[str], answers_at: str) -> None:
+        log = (self._folder / f"{name.replace(' ', '-')}.log").open("wb")
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True
+        )
+        self._stack.callback(end, process)
+        until_s = time.monotonic() + STARTED_WITHIN_S
+        while time.monotonic() < until_s and process.poll() is None:
+            try:
+                with urllib.request.urlopen(answers_at, timeout=5) as answer:  # noqa: S310  a loopback address of ours
+                    if answer.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.25)
+        log = (self._folder / f"{name.replace(' ', '-')}.log").read_text(errors="replace")
+        raise SystemExit(f"{name} did not start:\n{log[-3_000:]}")
+
+
+# ---------------------------------------------------------------------- the measurement
+
+
+async def measure(
+    systems: list[System], shape: Agents | Slice, arguments: argparse.Namespace, console: Console
+) -> dict[str, list[dict[str, Any]]]:
+    """Figures of every run, by system."""
+    agents = shape.agents * arguments.servers
+    config = ReplayConfig(
+        agents=agents,
+        tasks=agents * arguments.waves,
+        repeats=arguments.repeats,
+        speed=shape.speed,
+        seed=arguments.seed,
+        scale=shape.scale if isinstance(shape, Slice) else 1.0,
+        model=MODEL,
+        tool_calls=False,
+        timeout_s=1_800.0,
+    )
+    clients = {system.url: system.client for system in systems}
+    done: dict[str, int] = {}
+
+    def tell(label: str, number: int, of: int) -> None:
+        if number == of:
+            done[label] = done.get(label, 0) + 1
+            console.print(f"  {shape.name}: {label}, run {done[label]}", highlight=False)
+
+    replay = Replay(
+        [Target(system.name, system.url) for system in systems],
+        shape,
+        config,
+        on_progress=tell,
+        dial=lambda url, *, timeout_s: clients[url](url, timeout_s=timeout_s),
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in await replay.run():
+        found.setdefault(record.label, []).append(record.figures())
+    return found
+
+
+def show(name: str, found: dict[str, list[dict[str, Any]]], console: Console) -> dict[str, Any]:
+    """A row per system; ratios are medians over repeats of the same repeat's baseline."""
+
+    def median(system: str, figure: str) -> float:
+        return statistics.median(float(run.get(figure, 0.0)) for run in found[system])
+
+    def speedup(system: str, over: str) -> float:
+        pairs = zip(found[over], found[system], strict=True)
+        return statistics.median(a["tct_mean_s"] / b["tct_mean_s"] for a, b in pairs)
+
+    rivals = [rival for rival in RIVALS if rival in found]
+    best = min(rivals, key=lambda rival: median(rival, "tct_mean_s"), default="")
+    table = Table(title=f"{name}: measured, {len(next(iter(found.values())))} repeats, medians")
+    headings = ["mean TCT s", "p95 TCT s", "spread", "cached", "tasks/min", f"x {BASELINE}", f"x {best}", "failed"]
+    table.add_column("system")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    rows: dict[str, Any] = {}
+    for system, runs in found.items():
+        means = [run["tct_mean_s"] for run in runs]
+        row = {
+            "tct_mean_s": median(system, "tct_mean_s"),
+            "tct_p95_s": median(system, "tct_p95_s"),
+            "tct_mean_spread": (max(means) - min(means)) / statistics.median(means),
+            "prefix_hit_share": median(system, "prefix_hit_share"),
+            "tasks_per_min": median(system, "tasks_per_min"),
+            "over_baseline": speedup(system, BASELINE) if BASELINE in found else None,
+            "over_best_rival": speedup(system, best) if best else None,
+            "tasks_failed": sum(int(run["tasks_failed"]) for run in runs),
+        }
+        rows[system] = row
+        shares = [f"{row['tct_mean_spread']:.0%}", f"{row['prefix_hit_share']:.1%}"]
+        ratios = ["-" if row[key] is None else f"{row[key]:.2f}" for key in ("over_baseline", "over_best_rival")]
+        figures = [f"{row['tct_mean_s']:.2f}", f"{row['tct_p95_s']:.2f}", *shares, f"{row['tasks_per_min']:.1f}"]
+        table.add_row(system, *figures, *ratios, str(row["tasks_failed"]))
+    console.print(table)
+    return {"best_rival": best, "systems": rows}
+
+
+def parse() -> argparse.Namespace:
+    """Flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workloads", default="B,A,B07", type=lambda text: text.split(","))
+    parser.add_argument("--systems", default=",".join(SYSTEMS), type=lambda text: text.split(","))
+    parser.add_argument("--servers", type=int, default=1, help="per system")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--waves", type=int, default=2, help="tasks per agent")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--speed", type=float, default=4.0, help="gaps of haiku are divided by it")
+    parser.add_argument("--oversubscription", type=float, default=1.5, help="of haiku")
+    parser.add_argument("--dram-gb", type=float, default=0.25)
+    parser.add_argument("--saga-options", default="", help="more flags of `saga serve`")
+    parser.add_argument("--venv", type=Path, default=HOME, help="environment with vllm-router")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    for chosen, known in ((arguments.systems, SYSTEMS), (arguments.workloads, [*WORKLOADS, "haiku"])):
+        for name in chosen:
+            if name not in known:
+                parser.error(f"{name!r} is none of {', '.join(known)}")
+    return arguments
+
+
+def main() -> None:
+    """Start all, measure in turn, end all."""
+    arguments = parse()
+    console = Console()
+    shapes = [
+        haiku(arguments.oversubscription, arguments.speed) if name == "haiku" else WORKLOADS[name]
+        for name in arguments.workloads
+    ]
+    if set(RIVALS) & set(arguments.systems):
+        environment(arguments.venv)
+    document: dict[str, Any] = {"kind": "measured", "servers": arguments.servers, "workloads": {}}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-real-")))
+        from tiny_model import make_tiny_model
+
+        make_tiny_model(folder / MODEL)
+        console.print("starting servers ...", highlight=False)
+        systems = Fleet(arguments, stack, folder).start()
+        for shape in shapes:
+            contexts = shape.agents * shape.mean_context_tokens / (NUM_BLOCKS * BLOCK_TOKENS)
+            console.print(f"{shape.name}: {shape.agents} agents per server, oversubscription {contexts:.2f}")
+            found = asyncio.run(measure(systems, shape, arguments, console))
+            document["workloads"][shape.name] = show(shape.name, found, console) | {"runs": found}
+            if arguments.json is not None:
+                arguments.json.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()
