@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from saga.engine.server import EngineServer
 
 _MODEL, _ANSWERS, _CHILD = "What is modelled", "What it answers", "As a child process"
+DEFAULT_HARDWARE = "llama3-8b-h100"
 _PARENT_CHECK_S = 0.5
 _PR_SET_PDEATHSIG = 1
 
@@ -30,7 +31,7 @@ _PR_SET_PDEATHSIG = 1
 def engine(
     hardware: Annotated[
         str, typer.Option(help="Model and machine: a built-in name, or FILE.toml:NAME.", rich_help_panel=_MODEL)
-    ] = "llama3-8b-h100",
+    ] = DEFAULT_HARDWARE,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8100,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     speed: Annotated[float, typer.Option(help="Modelled seconds per real second.")] = 1.0,
@@ -70,7 +71,7 @@ def engine(
     from saga.engine.server import EngineServer, ServerSettings
 
     settings = ServerSettings(
-        hardware=_machine(hardware),
+        hardware=machine(hardware),
         model=model,
         speed=speed,
         kv_tokens=kv_tokens,
@@ -99,7 +100,7 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     return new_event_loop
 
 
-def _machine(name: str) -> Hardware:
+def machine(name: str) -> Hardware:
     """The hardware of that name, or of that file and name."""
     from saga.engine.hardware import hardware, load_hardware
     from saga.errors import UnknownName

@@ -145,11 +145,11 @@ async def _fronts(scene: LiveScene) -> AsyncIterator[list[Target]]:
     from saga.gateway.embedded import EmbeddedEngines
 
     flags = {"--hardware": scene.hardware, "--kv-tokens": scene.kv_tokens, "--speed": scene.speed}
-    engines = EmbeddedEngines(scene.workers, tuple(str(part) for flag in flags.items() for part in flag))
     rate = LatencyModel(hardware(scene.hardware)).prefill_tokens_per_s * scene.speed
+    engines = EmbeddedEngines(scene.workers, tuple(str(part) for flag in flags.items() for part in flag), rate)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(engines.stop)
-        workers = [dataclasses.replace(one, prefill_tokens_per_s=rate) for one in await engines.start()]
+        workers = await engines.start()
         urls = [await stack.enter_async_context(_gateway(preset, workers)) for preset in scene.fronts]
         yield [Target(preset, url) for preset, url in zip(scene.fronts, urls, strict=True)]
 

@@ -21,6 +21,7 @@ from saga.errors import UsageError
 if TYPE_CHECKING:
     from saga.gateway.config import GatewayConfig
     from saga.gateway.embedded import EmbeddedEngines
+    from saga.gateway.serve import Gateway
 
 _WHERE, _WORKERS, _RULES, _FILES = "Where it listens", "Workers", "How it schedules", "Files and logs"
 _DEFAULT_EMBEDDED = 2
@@ -37,6 +38,19 @@ def serve(
     ] = None,
     admin_key: Annotated[
         str | None, typer.Option(help="Key for admin.", envvar="SAGA_ADMIN_KEY", rich_help_panel=_WHERE)
+    ] = None,
+    coordinator_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port for engines that link up, see `saga worker` [default: none].",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    coordinator_host: Annotated[str | None, typer.Option(help="Address for engines.", rich_help_panel=_WHERE)] = None,
+    coordinator_key: Annotated[
+        str | None, typer.Option(help="Key for engines.", envvar="SAGA_COORDINATOR_KEY", rich_help_panel=_WHERE)
     ] = None,
     allow_unauthenticated: Annotated[
         bool,
@@ -95,6 +109,8 @@ def serve(
     """
     from dataclasses import replace
 
+    from saga.cli.engine import DEFAULT_HARDWARE, machine
+    from saga.engine.latency import LatencyModel
     from saga.gateway.embedded import EmbeddedEngines
 
     settings = _joined(
@@ -105,6 +121,9 @@ def serve(
             "admin_host": admin_host,
             "admin_port": admin_port,
             "admin_key": admin_key,
+            "coordinator_port": coordinator_port,
+            "coordinator_host": coordinator_host,
+            "coordinator_key": coordinator_key,
             "allow_unauthenticated": allow_unauthenticated or None,
             "tenants": None if tenants is None else str(tenants),
             "db": None if db is None else str(db),
@@ -120,12 +139,14 @@ def serve(
         },
     )
     settings = replace(settings, workers=(*settings.workers, *_named(worker or [])))
-    number = embedded or (0 if settings.workers or config is not None else _DEFAULT_EMBEDDED)
+    expected = settings.workers or config is not None or settings.coordinator_port is not None
+    number = embedded or (0 if expected else _DEFAULT_EMBEDDED)
     if not number and (hardware is not None or speed is not None):
         raise UsageError("--hardware and --speed are of embedded engines: give --embedded N too")
     arguments = (*(("--hardware", hardware) if hardware else ()), *(("--speed", str(speed)) if speed else ()))
     settings.check()
-    engines = EmbeddedEngines(number, arguments)
+    rate = LatencyModel(machine(hardware or DEFAULT_HARDWARE)).prefill_tokens_per_s * (speed or 1.0)
+    engines = EmbeddedEngines(number, arguments, rate)
     _run(lambda: _serve(settings, config, engines))
 
 
@@ -178,7 +199,7 @@ async def _serve(settings: GatewayConfig, file: Path | None, engines: EmbeddedEn
         gateway = Gateway(settings, file=file)
         await gateway.start()
         sweeping = asyncio.create_task(Sweeper(lambda: gateway.scheduling.num_running == 0).run())
-        _greet(gateway.url, gateway.admin_url, settings, gateway.workers.num_up)
+        _greet(gateway, settings)
         await stopped.wait()
         stopped.clear()
         draining = asyncio.create_task(gateway.stop())
@@ -194,13 +215,16 @@ async def _serve(settings: GatewayConfig, file: Path | None, engines: EmbeddedEn
         await engines.stop()
 
 
-def _greet(url: str, admin_url: str, settings: GatewayConfig, num_up: int) -> None:
+def _greet(gateway: Gateway, settings: GatewayConfig) -> None:
     """Where to go, and something to try."""
+    url, admin_url = gateway.url, gateway.admin_url
     key = '-H "Authorization: Bearer $KEY" ' if settings.tenants else ""
-    names = f"{num_up} of {len(settings.workers)} workers up"
+    names = f"{gateway.workers.num_up} of {len(settings.workers)} workers up"
     typer.echo(f"SAGA ({settings.scheduling.preset}) at {url}/v1, {names}. Admin: {admin_url}")
     body = '{"messages": [{"role": "user", "content": "Hello"}], "model": "MODEL"}'
     typer.echo(f"Models:   curl {key}{url}/v1/models")
     typer.echo(f"Try:      curl {key}{url}/v1/chat/completions -d '{body}'")
     typer.echo(f"Watch:    saga top --url {admin_url}")
+    if gateway.coordinator:
+        typer.echo(f"Engines:  saga worker MODEL --coordinator {gateway.coordinator}")
     sys.stdout.flush()
