@@ -191,7 +191,7 @@ class Exchange:
             log.exception("a call could not be identified or admitted")
             self._fail()
         else:
-            self._work(self._run_admitted(_resumed(admission, waits_for)))
+            self._work(self._run_admitted(resumed(admission, waits_for)))
 
     def start_here(self, cold: Cold) -> None:
         """Answer from a handler of the gateway."""
@@ -512,7 +512,7 @@ class Exchange:
 
 
 @types.coroutine
-def _resumed(started: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:  # noqa: ANN401  a future's kind
+def resumed(started: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:  # noqa: ANN401  a future's kind
     """What is left of a coroutine whose first step was made by hand, which is waiting for `waits_for`."""
     try:
         while True:
