@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
+from yarl import URL
 
 from saga.errors import PeerError, UsageError
 from saga.gateway import serve
@@ -185,6 +186,37 @@ def test_models_of_all_workers_are_listed_and_calls_find_theirs():
                 assert list(made._model_cards()) == ["a", "b"]
                 assert [await ask(model) for model in ("b", "b", "a", "c")] == [200, 200, 200, 404]
             assert len(seen) == 2
+
+    play(work)
+
+
+@pytest.mark.parametrize(
+    ("written", "status"),
+    [
+        ("org/llama-3.1", 200),
+        ("org%2Fllama-3.1", 200),
+        ("org%2fllama%2D3.1", 200),
+        ("org", 404),
+        ("org%252Fllama-3.1", 404),
+        ("org%2Fllama-3.1%FF", 404),
+        ("org%2F..%2Fllama-3.1", 400),
+        ("", 404),
+    ],
+)
+def test_a_model_is_found_by_its_name_however_it_is_written(written, status):
+    """Names hold slashes; each may be sent as it is or percent-encoded, once."""
+
+    async def work():
+        async with (
+            worker(model="org/llama-3.1") as one,
+            gateway(config(WorkerConfig(one))) as (made, _),
+            aiohttp.ClientSession() as http,
+            http.get(URL(f"{made.url}/v1/models/{written}", encoded=True)) as answer,
+        ):
+            assert answer.status == status
+            body = await answer.json()
+            assert body.get("id") == ("org/llama-3.1" if status == 200 else None)
+            assert ("error" in body) == (status != 200)
 
     play(work)
 

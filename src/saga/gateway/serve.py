@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -162,7 +163,7 @@ class Gateway:
         cards = self._model_cards()
         if request.path == "/v1/models":
             return _json({"object": "list", "data": list(cards.values())})
-        name = request.path.removeprefix("/v1/models/")
+        name = unquote(request.path.removeprefix("/v1/models/"))
         if name not in cards:
             message = f"The model `{name[:200]}` does not exist or is not served here."
             raise Refused(404, message, code="model_not_found", param="model")
