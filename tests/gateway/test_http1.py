@@ -125,6 +125,8 @@ BAD = {
     "dot segments at the end": (400, head(b"Host: a", first=b"GET /v1/.. HTTP/1.1")),
     "escaped dot segments": (400, head(b"Host: a", first=b"GET /v1/%2e%2E/admin HTTP/1.1")),
     "dots and an escaped slash": (400, head(b"Host: a", first=b"GET /v1/..%2fadmin HTTP/1.1")),
+    "dots between escaped slashes": (400, head(b"Host: a", first=b"GET /v1/x%2f..%2Fadmin HTTP/1.1")),
+    "dots after an escaped backslash": (400, head(b"Host: a", first=b"GET /v1/x%5C%2e%2e HTTP/1.1")),
     "a backslash": (400, head(b"Host: a", first=b"GET /v1/..\\admin HTTP/1.1")),
     "an unknown expectation": (417, head(b"Host: a", b"Expect: 200-ok", b"Content-Length: 3")),
     "a WebSocket": (501, head(b"Host: a", b"Upgrade: websocket", b"Connection: upgrade")),

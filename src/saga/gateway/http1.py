@@ -30,7 +30,7 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[\t ]*(?:;[\t\x20-\x7e]*)?")
 _LENGTH_LINE = re.compile(rb"\r\ncontent-length:[\t ]*(\d+)(?=\r\n)", re.IGNORECASE)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE = re.compile(r"(?i:https?)://([A-Za-z0-9.\-_~%:\[\]]+)(/.*|\?.*|)")
-_DOT_SEGMENT = re.compile(r"/(?:\.|%2e){1,2}(?:/|%2f|%5c|\\|$)", re.IGNORECASE)
+_DOT_SEGMENT = re.compile(r"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?:/|%2f|%5c|$)", re.IGNORECASE)
 
 _ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
