@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import ssl
+import zlib
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saga.gateway.codings import zstd
 from saga.gateway.contracts import Kind, Request
 from saga.gateway.front import KINDS, ClientConnection, FrontLimits, kind_of
 from saga.gateway.http1 import MessageLimits
@@ -61,7 +64,10 @@ def test_every_route_has_its_kind() -> None:
         (post(b"{}", CLOSE, path=b"/chat/completions"), 404),
         (get(b"/v1/chat/completions", CLOSE), 405),
         (post(b"{}", CLOSE, path=b"/health"), 405),
-        (post(b"\x1f\x8b", CLOSE, b"Content-Encoding: gzip"), 415),
+        (post(b"\x1f\x8b", CLOSE, b"Content-Encoding: gzip"), 400),
+        (post(b"\x1f\x8b", CLOSE, b"Content-Encoding: br"), 415),
+        (post(b"\x1f\x8b", CLOSE, b"Content-Encoding: gzip", b"Content-Encoding: gzip"), 415),
+        (post(b"\x1f\x8b", CLOSE, b"Content-Encoding: gzip", path=b"/v1/files"), 200),
     ],
 )
 def test_routes(request_, status) -> None:
@@ -75,6 +81,33 @@ def test_routes(request_, status) -> None:
             assert len(p.workers[0].heard) == (body == b"ok")
             if status >= 400:
                 assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack"),
+    [(b"gzip", gzip.compress), (b"deflate", zlib.compress), (b"zstd", zstd.compress), (b"Zstd", zstd.compress)],
+)
+def test_a_compressed_body_is_forwarded_opened(coding, pack) -> None:
+    """Each on one connection, with a length of its own and no coding; other fields stay; errors do not end it."""
+
+    async def work() -> None:
+        async with plane(echo, limits=FrontLimits(message=MessageLimits(max_body_bytes=2_000))) as p:
+            field = b"Content-Encoding: " + coding
+            bodies = [b'{"n":%d,"text":"%b"}' % (n, b"x" * 300 * n) for n in (1, 2, 3)]
+            sent = b"".join(post(pack(body), field, b"X-Mine: kept") for body in bodies)
+            bomb, bad = post(pack(b" " * 2_001), field), post(b"no", field)
+            answer = await p.talk(sent + bomb + bad + post(b"{}", b"Content-Encoding: br") + post(b"end", CLOSE))
+            assert [heard.body for heard in p.workers[0].heard] == [*bodies, b"end"]
+            for heard, body in zip(p.workers[0].heard, bodies, strict=False):
+                assert heard.values(b"content-encoding") == []
+                assert heard.values(b"content-length") == [b"%d" % len(body)]
+                assert heard.values(b"x-mine") == [b"kept"]
+            statuses = [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
+            assert statuses == [b"200", b"200", b"200", b"413", b"400", b"415", b"200"]
+            assert b"\r\naccept-encoding: gzip, deflate, zstd\r\n" in answer
+            assert [request.body for request in p.identity.seen] == [*bodies, b"end"]
 
     run(work())
 
@@ -167,6 +200,70 @@ def test_the_client_that_expects_is_told_to_continue() -> None:
             assert p.workers[0].heard[0].values(b"expect") == []
             too_long = post(b"0123456789a", b"Expect: 100-continue").partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
             assert (await p.talk(too_long)).startswith(b"HTTP/1.1 413 ")
+
+    run(work())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_memory_for_uploads_is_bounded_over_all_clients(chunked) -> None:
+    """Forty slow uploads where there is room for ten: the bound holds, who is beyond it gets 503, the rest is served.
+
+    Small calls are served all the time, and in the end nothing is held.
+    """
+    piece, num_pieces, cap = 1_000, 10, 100_000
+    framed = b"%x\r\n%b\r\n" % (piece, b"x" * piece)
+    fields = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % (piece * num_pieces)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n\r\n" % fields
+    body = [framed if chunked else b"x" * piece] * num_pieces + ([b"0\r\n\r\n"] if chunked else [])
+    most = 0
+
+    async def work() -> None:
+        nonlocal most
+        async with plane(echo, limits=FrontLimits(max_held_bytes=cap, tick_s=0.02, linger_s=0.5)) as p:
+
+            async def watch() -> None:
+                nonlocal most
+                while True:
+                    most = max(most, p.front.num_held_bytes)
+                    await asyncio.sleep(0)
+
+            watching = asyncio.create_task(watch())
+            uploads = [asyncio.create_task(p.talk(head, *body, pause_s=0.02)) for _ in range(40)]
+            small = [await p.talk(post(b"{}", CLOSE)) for _ in range(10)]
+            answers = await asyncio.gather(*uploads)
+            watching.cancel()
+            statuses = [answer[9:12] for answer in answers]
+            assert set(statuses) == {b"200", b"503"}
+            assert 5 <= statuses.count(b"200") <= 20
+            assert len(p.workers[0].heard) == statuses.count(b"200") + len(small)
+            assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in small)
+            refused = next(answer for answer in answers if answer.startswith(b"HTTP/1.1 503 "))
+            assert b"\r\nretry-after: 1\r\n" in refused
+            assert b"\r\nconnection: close\r\n" in refused
+            assert json.loads(refused.partition(b"\r\n\r\n")[2])["error"]["code"] == "overloaded"
+            await p.settle(lambda: not p.front.num_connections)
+            assert p.front.num_held_bytes == 0
+
+    run(work())
+    assert cap / 2 < most <= cap + 2 * (piece + 100)
+
+
+def test_a_body_is_held_until_it_is_answered_or_its_client_leaves() -> None:
+    """What waits at the gate counts; what has gone does not."""
+
+    async def work() -> None:
+        async with plane(echo, limits=FrontLimits(max_held_bytes=10_000)) as p:
+            p.scheduling.gate = asyncio.Event()
+            whole = [asyncio.create_task(p.talk(post(b"x" * 9_000, CLOSE))) for _ in range(2)]
+            await p.settle(lambda: p.scheduling.count("admit") == 2)
+            assert p.front.num_held_bytes == 18_000  # they came at once: nobody could be refused in time
+            refused = await p.talk(post(b"x" * 9_000, CLOSE)[:-1])
+            assert refused.startswith(b"HTTP/1.1 503 ")
+            whole[0].cancel()
+            await p.settle(lambda: p.front.num_held_bytes == 9_000)
+            p.scheduling.gate.set()
+            assert (await whole[1]).endswith(b"x" * 9_000)
+            await p.settle(lambda: p.front.num_held_bytes == 0)
 
     run(work())
 

@@ -13,6 +13,7 @@ import asyncio
 import ssl as tls
 from dataclasses import dataclass, field
 
+from saga.gateway.codings import open_body
 from saga.gateway.contracts import Identity, Kind, Refused, Scheduling
 from saga.gateway.http1 import Message, MessageLimits, Phase, RequestReader
 from saga.gateway.relay import Cold, Exchange, Relay, Watchers
@@ -30,6 +31,7 @@ KINDS = {
 
 _COLD = frozenset({"/v1/models", "/health", "/ready"})
 _MOST_AHEAD = 65_536
+_PIECE_OVERHEAD_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,14 @@ class FrontLimits:
 
     head_timeout_s: for a whole head, from its first byte (or from the connection's start). body_timeout_s: for a body,
     extended by one second for every min_body_bytes_per_s bytes that came. write_timeout_s: an answer that the client
-    does not read. linger_s: reading on after a refusal, so that it arrives.
+    does not read. linger_s: reading on after a refusal, so that it arrives. max_held_bytes: of all bodies together that
+    are arriving or wait for their answer; beyond it those still arriving are refused (503), the next to grow first.
     """
 
     message: MessageLimits = field(default_factory=MessageLimits)
     upstream: UpstreamLimits = field(default_factory=UpstreamLimits)
     max_connections: int = 10_000
+    max_held_bytes: int = 2 * 1024 * 1024 * 1024
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     min_body_bytes_per_s: int = 16_384
@@ -85,6 +89,8 @@ class Front:
         self._ticker: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Event = asyncio.Event()
         self.draining = False
+        self.num_held_bytes = 0
+        """Of bodies that are arriving or wait for their answer."""
 
     @property
     def num_connections(self) -> int:
@@ -153,14 +159,17 @@ class Front:
             self._emptied.set()
 
     def route(self, message: Message) -> Cold | None:
-        """Who answers: a handler of the gateway, or (None) a worker. Raises Refused (404, 405, 415)."""
+        """Who answers: a handler of the gateway, or (None) a worker, for whom a compressed body is opened.
+
+        Raises Refused (400, 404, 405, 413, 415).
+        """
         request = message.request
         path = request.path
         if path in KINDS:
             if request.method != "POST":
                 raise Refused(405, f"{path} takes POST")
-            if (coding := request.header(b"content-encoding")) is not None and coding.lower() != b"identity":
-                raise Refused(415, "bodies are read as they are: no content-encoding")
+            if request.header(b"content-encoding") is not None:
+                open_body(request, self.limits.message.max_body_bytes)
             return None
         if path in _COLD or path.startswith("/v1/models/"):
             if self._cold is None:
@@ -186,6 +195,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_exchange",
         "_front",
+        "_held_bytes",
         "_lingering",
         "_loop",
         "_paused_reading",
@@ -201,6 +211,7 @@ class ClientConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = RequestReader(front.limits.message)
         self._exchange: Exchange | None = None
+        self._held_bytes = 0
         self._lingering = False
         self._paused_reading = False
         self._paused_writing = False
@@ -249,6 +260,7 @@ class ClientConnection(asyncio.Protocol):
         """Gone, by whomever's will."""
         self.deadline_s = NEVER
         self._lingering = True
+        self._hold(0)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.abort()
@@ -287,7 +299,10 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse_and_close(refused)
                 break
             if message is None:
-                self._await_more(phase, num_new_bytes)
+                try:
+                    self._await_more(phase, num_new_bytes)
+                except Refused as refused:
+                    self._refuse_and_close(refused)
                 break
             phase = Phase.IDLE
             self.deadline_s = NEVER
@@ -301,23 +316,38 @@ class ClientConnection(asyncio.Protocol):
             keep_alive = message.keep_alive and self.keeps_alive()
             head_only = message.request.method == "HEAD"
             self.write(whole_answer(*refusal(refused), keep_alive=keep_alive, head_only=head_only))
+            self._hold(0)
             if not keep_alive:
                 self._linger()
             return
+        self._hold(len(message.request.body))
         exchange = self._exchange = Exchange(self._front.relay, self, message)
         if cold is None:
             exchange.start()
         else:
             exchange.start_here(cold)
 
+    def _hold(self, num_bytes: int) -> None:
+        """What is held of this connection's body from now on."""
+        self._front.num_held_bytes += num_bytes - self._held_bytes
+        self._held_bytes = num_bytes
+
     def _await_more(self, before: Phase, num_new_bytes: int) -> None:
-        """Set the deadline of the phase just entered, or move that of the body along with its bytes."""
+        """Set the deadline of the phase just entered, or move that of the body along with its bytes.
+
+        Raises Refused (503) where bodies take more memory than they may.
+        """
         if self._paused_reading:
             self._paused_reading = False
             self.transport.resume_reading()
         limits = self._front.limits
         phase = self._reader.phase
         if phase is Phase.BODY:
+            new_bytes = num_new_bytes if before is Phase.BODY else max(num_new_bytes, self._reader.num_buffered)
+            self._hold(self._held_bytes + new_bytes + _PIECE_OVERHEAD_BYTES)
+            if self._front.num_held_bytes > limits.max_held_bytes:
+                message = "bodies of other requests take all memory that there is for them"
+                raise Refused(503, message, kind="server_error", code="overloaded", retry_after_s=1.0)
             if before is not Phase.BODY:
                 self.deadline_s = self._loop.time() + limits.body_timeout_s
                 if self._reader.take_expectation():
@@ -353,6 +383,7 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is None:
             return
         self._exchange = None
+        self._hold(0)
         if not keep_alive:
             self._linger()
             return
@@ -387,6 +418,8 @@ class ClientConnection(asyncio.Protocol):
     def _linger(self) -> None:
         """Close the sending side, drop what still comes for a while: a close at once would reset the answer away."""
         self._lingering = True
+        self._reader = RequestReader(self._front.limits.message)  # what has come of the request is let go
+        self._hold(0)
         self.deadline_s = self._loop.time() + self._front.limits.linger_s
         if self._paused_reading:
             self._paused_reading = False

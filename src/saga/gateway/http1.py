@@ -330,11 +330,11 @@ class RequestReader:
 class _ChunkedBody:
     """A body in chunks; extensions and trailers are checked, bounded and dropped."""
 
-    __slots__ = ("_limit", "_need", "_num_bytes", "_num_trailer_bytes", "_parts", "_state", "complete")
+    __slots__ = ("_data", "_limit", "_need", "_num_bytes", "_num_trailer_bytes", "_state", "complete")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
+        self._data = bytearray()  # not a list: there may be very many very small chunks
         self._num_bytes = 0
         self._num_trailer_bytes = 0
         self._need = 0
@@ -342,7 +342,7 @@ class _ChunkedBody:
         self.complete = False
 
     def body(self) -> bytes:
-        return b"".join(self._parts)
+        return bytes(self._data)
 
     def feed(self, buffer: bytes) -> int:
         """Take what can be taken; returns how many bytes that was. Raises Refused (400, 413)."""
@@ -352,7 +352,7 @@ class _ChunkedBody:
                 piece = buffer[at : at + self._need]
                 if not piece:
                     return at
-                self._parts.append(piece)
+                self._data += piece
                 at += len(piece)
                 self._need -= len(piece)
                 if not self._need:

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from saga.gateway.codings import ACCEPTED
 from saga.gateway.contracts import Refused, Request, Ticket, WorkerAddress
 
 Headers = list[tuple[bytes, bytes]]
@@ -161,6 +162,8 @@ def refusal(refused: Refused) -> tuple[int, Headers, bytes]:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(refused.retry_after_s))))
     if refused.status == 405:
         headers.append((b"allow", b"POST"))
+    if refused.status == 415:
+        headers.append((b"accept-encoding", ACCEPTED))
     return refused.status, headers, error_body(refused.message, refused.kind, refused.param, refused.code)
 
 
