@@ -16,6 +16,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ class GatewayConfig:
     """Everything that `saga serve` is told.
 
     tenants, db: files, "" for none. admin_key: asked for on the admin port, which needs one where it is not loopback.
+    coordinator_port: where engines link up, None for nowhere; coordinator_key: asked for there, likewise.
     drain_s: how long calls may finish after SIGTERM. kv_events: endpoint to bind by worker's name.
     """
 
@@ -45,6 +47,9 @@ class GatewayConfig:
     admin_host: str = "127.0.0.1"
     admin_port: int = 8001
     admin_key: str = ""
+    coordinator_host: str = "127.0.0.1"
+    coordinator_port: int | None = None
+    coordinator_key: str = ""
     tenants: str = ""
     db: str = ""
     save_every_s: float = 30.0
@@ -60,8 +65,8 @@ class GatewayConfig:
     def check(self) -> None:
         """Refuse what cannot be or would be open to strangers. Raises UsageError."""
         self.scheduling.composition()
-        for name in ("port", "admin_port"):
-            if not 0 <= getattr(self, name) <= 65_535:
+        for name in ("port", "admin_port", "coordinator_port"):
+            if not 0 <= (getattr(self, name) or 0) <= 65_535:
                 raise UsageError(f"{name} = {getattr(self, name)}: expected 0 (any free one) to 65535")
         if self.log_level not in {"debug", "info", "warning", "error", "critical"}:
             raise UsageError(f"log_level = {self.log_level!r}: expected debug, info, warning, error or critical")
@@ -72,6 +77,15 @@ class GatewayConfig:
             )
         if not is_loopback(self.admin_host) and not self.admin_key and not self.allow_unauthenticated:
             raise UsageError(f"admin_host {self.admin_host} is open to others: set admin_key (SAGA_ADMIN_KEY)")
+        if self.coordinator_port is not None:
+            self._check_coordinator()
+
+    def _check_coordinator(self) -> None:
+        host = self.coordinator_host
+        if not is_loopback(host) and not self.coordinator_key and not self.allow_unauthenticated:
+            raise UsageError(f"coordinator_host {host} is open to others: set coordinator_key (SAGA_COORDINATOR_KEY)")
+        if find_spec("grpc") is None:
+            raise UsageError("coordinator_port needs grpcio: pip install 'saga-sched[coordinator]'")
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """A whole gateway: every part made, joined, started in order and stopped in order.
 
     Workers + Health ─▶ GatewayScheduling ◀─ Front ─▶ GatewayIdentity        Admin on a port of its own
+    Engines ◀─ EnginePort: engines with a link say what they hold and are told what to keep
     Store: restored before the first call, saved now and then and at the end
 
 Each part is known here and nowhere else by all others. This module refuses to decide anything.
@@ -17,7 +18,7 @@ import ssl
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import msgspec
@@ -41,6 +42,9 @@ from saga.gateway.scheduling import GatewayScheduling
 from saga.gateway.store import Store
 from saga.gateway.tenants import Tenants
 from saga.gateway.workers import Worker, WorkerConfig, Workers
+
+if TYPE_CHECKING:
+    from saga.gateway.engine_port import EnginePort
 
 _FIRST_CHECK_S = 5.0
 _WATCH_FILES_S = 1.0
@@ -73,11 +77,13 @@ class Gateway:
         self.metrics.watch(self.scheduling)
         self._tls = _trust(config.workers)
         self.health = Health(self.workers, config.health, context=self._context)
+        self.coordinator = ""
         self.front: Front | None = None
         self._file = file
         self._file_stamp = _stamp(file)
         self._from_file = {worker.name: worker for worker in config.workers}
         self._admin: web.AppRunner | None = None
+        self._engine_port: EnginePort | None = None
         self._kv_events: list[KvEvents] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -92,6 +98,8 @@ class Gateway:
             self.health.follow(self.workers.add(config, now_s))
         for worker, endpoint in self.config.kv_events.items():
             self._kv_events.append(KvEvents(worker, endpoint, self.scheduling.blocks_changed))
+        if self.config.coordinator_port is not None:
+            await self._start_engine_port(self.config.coordinator_port)
         await self.health.settle(_FIRST_CHECK_S)
         self.front = Front(self.identity, self.scheduling, _watcher, cold=self._cold, worker_tls=self._tls)
         front = self.front
@@ -119,6 +127,8 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for subscriber in self._kv_events:
             await subscriber.close()
+        if self._engine_port is not None:
+            await self._engine_port.stop()
         await self.health.close()
         if self._admin is not None:
             await self._admin.cleanup()
@@ -126,6 +136,23 @@ class Gateway:
             self._save()
             await asyncio.to_thread(self.store.close)
         return ended
+
+    async def _start_engine_port(self, port: int) -> None:
+        from saga.gateway.engine_port import EnginePort  # noqa: PLC0415 - grpcio is an extra
+        from saga.gateway.engines import Engines  # noqa: PLC0415 - protobuf too
+
+        clock = asyncio.get_running_loop().time
+        engines = Engines(self.workers, self.health, self.scheduling.blocks_changed, self.metrics, clock)
+        self._engine_port = EnginePort(engines, self.metrics, self.config.coordinator_key)
+        host = self.config.coordinator_host
+        try:
+            bound = await self._engine_port.start(host, port)
+        except PeerError:
+            await self.stop(0.0)
+            raise
+        self.coordinator = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        self.scheduling.engines = engines
+        self.metrics.watch_engines(engines)
 
     async def _start_admin(self) -> None:
         loop = asyncio.get_running_loop()
