@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from saga.gateway.contracts import Answer
+    from saga.gateway.engines import Engines
     from saga.gateway.scheduling import GatewayScheduling
+    from saga.protocol.coordinator_pb2 import Finished
 
 _WAIT_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _DECISION_S = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 2e-2)
+_LINK_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 _MAX_SERIES = 10_000
 
 
@@ -94,11 +97,14 @@ class GatewayMetrics:
         self._queued = _Spans("saga_queue_seconds", "Time at the gate.", _WAIT_S, "kind")
         self._ttft = _Spans("saga_ttft_seconds", "From arrival to the answer's first byte.", _TTFT_S, "worker")
         self._decision = _Spans("saga_decision_seconds", "Handling one event.", _DECISION_S)
-        self.registry.register(
-            _Counted(
-                (self._calls, self._refused, self._commands, self._tokens, self._queued, self._ttft, self._decision)
-            )
-        )
+        self._directives = _Counts("saga_directives", "What engines were told.", "worker", "directive", "outcome")
+        self._engine_tokens = _Counts("saga_engine_tokens", "Tokens of steps that ended.", "worker", "what")
+        self._preempted = _Counts("saga_engine_preemptions", "Times that a running call was put back.", "worker")
+        self._misunderstood = _Counts("saga_engine_misunderstood", "What engines said and cannot be used.", "why")
+        self._answered = _Spans("saga_directive_seconds", "From order to answer.", _LINK_S, "worker")
+        counts = (self._calls, self._refused, self._commands, self._tokens)
+        of_links = (self._directives, self._engine_tokens, self._preempted, self._misunderstood, self._answered)
+        self.registry.register(_Counted((*counts, self._queued, self._ttft, self._decision, *of_links)))
 
     def gauge(self, name: str, text: str, ask: Callable[[], float]) -> None:
         """A figure that is asked for when somebody scrapes."""
@@ -107,6 +113,10 @@ class GatewayMetrics:
     def watch(self, scheduling: GatewayScheduling) -> None:
         """Show what the scheduler and the workers' registry hold."""
         self.registry.register(_Holdings(scheduling))
+
+    def watch_engines(self, engines: Engines) -> None:
+        """Show what engines with a link say of themselves."""
+        self.registry.register(_Links(engines))
 
     def text(self) -> bytes:
         """The exposition format."""
@@ -156,6 +166,27 @@ class GatewayMetrics:
     def refused(self, tenant: str, kind: str, why: str) -> None:
         """A call got no ticket."""
         self._refused.values[self.tenant_label(tenant), why] += 1
+
+    # ------------------------------------------------------------------ engines.EngineMeter
+
+    def answered(self, worker: str, directive: str, outcome: str, seconds: float | None) -> None:
+        """What became of a directive."""
+        self._directives.values[worker, directive, outcome] += 1
+        if seconds is not None:
+            self._answered.observe(worker, seconds)
+
+    def engine_finished(self, worker: str, finished: Finished) -> None:
+        """A step ended, by the engine's own count."""
+        tokens = self._engine_tokens.values
+        tokens[worker, "prompt"] += finished.prompt_tokens
+        tokens[worker, "output"] += finished.output_tokens
+        tokens[worker, "cached"] += finished.cached_tokens
+        tokens[worker, "host"] += finished.host_tokens
+        self._preempted.values[(worker,)] += finished.preemptions
+
+    def misunderstood(self, why: str) -> None:
+        """An engine said what cannot be used."""
+        self._misunderstood.values[(why,)] += 1
 
 
 class _Counted(Collector):
@@ -216,3 +247,27 @@ class _Holdings(Collector):
                 if value is not None:
                     family.add_metric((worker.name,), value)
         yield from made.values()
+
+
+class _Links(Collector):
+    """What engines said last. O(links)."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        up = GaugeMetricFamily("saga_engine_link_up", "1 where the engine has a link.", labels=("worker",))
+        blocks = GaugeMetricFamily("saga_engine_blocks", "KV blocks in use.", labels=("worker", "what"))
+        ignored = GaugeMetricFamily(
+            "saga_engine_ignored", "What the engine did not understand since it began.", labels=("worker", "reason")
+        )
+        for worker, link in self._engines.links.items():
+            up.add_metric((worker,), 1.0)
+            figures = link.figures
+            blocks.add_metric((worker, "used"), figures.used_blocks)
+            blocks.add_metric((worker, "retained"), figures.retained_blocks)
+            blocks.add_metric((worker, "host"), figures.used_host_blocks)
+            for reason, number in figures.ignored.items():
+                ignored.add_metric((worker, reason), number)
+        yield from (up, blocks, ignored)
