@@ -90,13 +90,16 @@ class Call:
 
     cached_tokens: prefix hit at the first admission, host_tokens of them loaded from the host tier;
     resumed_cached_tokens: at each re-admission after a preemption. prefilled_tokens: what went through the model except
-    the one token per decode iteration, again after a preemption too.
+    the one token per decode iteration, again after a preemption too. session, xargs: what the call says of itself, as
+    `session_id` and `vllm_xargs` do.
     """
 
     step: str
     path: PromptPath
     output_tokens: int
     priority: int = 0
+    session: str = ""
+    xargs: dict[str, str | float] | None = None
     arrived: float = 0.0
     admitted: float | None = None
     cached_tokens: int = 0
@@ -230,9 +233,14 @@ class RealScheduler:
     `submit` a call, then `schedule(now)` and `finish` once per iteration; `calls` holds the outcomes. Calls submitted
     before are seen by `schedule`. An iteration costs about a millisecond with 64 running calls. copies: of the host
     tier, None where there is none. forward_start: when the forward pass of the last decision begins.
+
+    scheduler_cls: vLLM's own, or `saga.vllm_plugin.scheduler.SagaSyncScheduler`, which then lives in the caller's time
+    and takes `saga` as its settings (what `--additional-config '{"saga": ...}'` gives it).
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, *, scheduler_cls: type[Scheduler] = Scheduler, saga: dict[str, Any] | None = None
+    ) -> None:
         self.calls: dict[str, Call] = {}
         self._prefilling: set[str] = set()
         self._num_submitted = 0
@@ -245,7 +253,9 @@ class RealScheduler:
         init_none_hash(sha256)
         self._block = settings.block_tokens
         self._hasher = get_request_block_hasher(settings.block_tokens, sha256)
-        self._scheduler = Scheduler(
+        self._now = 0.0
+        config.additional_config = {"saga": saga or {}}
+        self._scheduler = scheduler_cls(
             vllm_config=config,
             kv_cache_config=KVCacheConfig(
                 num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
@@ -254,6 +264,13 @@ class RealScheduler:
             block_size=settings.block_tokens,
             log_stats=True,
         )
+        if hasattr(self._scheduler, "saga"):
+            self._scheduler.saga.now_s = lambda: self._now
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler itself."""
+        return self._scheduler
 
     @property
     def busy(self) -> bool:
@@ -274,7 +291,7 @@ class RealScheduler:
 
     def submit(self, call: Call, now: float) -> None:
         """Put a call into the waiting queue. Among equal `now` and priority the order of submission holds."""
-        call.arrived = now
+        call.arrived = self._now = now
         self.calls[call.step] = call
         self._num_submitted += 1
         prompt: list[int] = []
@@ -284,11 +301,12 @@ class RealScheduler:
             Request(
                 request_id=call.step,
                 prompt_token_ids=prompt,
-                sampling_params=SamplingParams(max_tokens=call.output_tokens, ignore_eos=True),
+                sampling_params=SamplingParams(max_tokens=call.output_tokens, ignore_eos=True, extra_args=call.xargs),
                 pooling_params=None,
                 arrival_time=now + 1e-9 * self._num_submitted,
                 block_hasher=self._hasher,
                 priority=call.priority,
+                session_id=call.session or None,
             )
         )
 
@@ -309,6 +327,7 @@ class RealScheduler:
         raise RuntimeError(f"vLLM schedules nothing at {now}: {len(self.calls)} calls, one of them cannot fit")
 
     def _schedule(self, now: float) -> Any:
+        self._now = now
         preempted_before = {r.request_id: r.num_preemptions for r in self._scheduler.running}
         decision = self._scheduler.schedule()
         self.forward_start = now
@@ -361,6 +380,7 @@ class RealScheduler:
 
     def _update(self, decision: Any, sampled: dict[str, list[int]], now: float) -> bool:
         """Tell the scheduler of the tokens and of the copies that have ended; whether there are any of these."""
+        self._now = now
         landed = self.copies.landed(now) if self.copies is not None else None
         self._scheduler.update_from_output(
             decision,

@@ -160,6 +160,25 @@ def test_nobodys_blocks_take_the_place_that_their_age_gives_them():
     assert ids(queue.popleft_n(6)) == [1, 0, 5, 4, 3, 2]
 
 
+def test_what_a_session_rewrote_is_nobodys():
+    """An agent that rewrites its history does not fill the cache with contexts that it will never send again."""
+    queue, _ = queue_of(8)
+    head, old, new = queue.popleft_n(1), queue.popleft_n(2), queue.popleft_n(2)
+    facts = owner("writer", 9)
+    queue.now_s = 1.0
+    leave(queue, facts, head + old)
+    queue.remove(head[0])
+    queue.now_s = 3.0
+    for at, block in enumerate(new):
+        block.content = ("new", at)
+    queue.own(facts, head + new, since_s=2.0)
+    queue.append_n([*new[::-1], *head])
+    queue.check()
+    assert ids(queue.get_all_free_blocks())[3:] == ids(old[::-1] + new[::-1] + head)
+    leave(queue, facts, queue.popleft_n(1))
+    assert queue.num_blocks_of([facts]) == 4, "what fell free while the call ran (another call of it) stays"
+
+
 def test_losers_are_told_once():
     """Who lost blocks since the last question, owners of shared ones all together."""
     queue, _ = queue_of(4)

@@ -181,7 +181,7 @@ class OwnedBlocks:
         if not blocks:
             return
         self.num_free_blocks += len(blocks)
-        lane_of = self._lane_of
+        lane_of, freed_s = self._lane_of, self._freed_s
         instant_s = self._instant_s = max(self.now_s, nextafter(self._instant_s, inf))
         lane = lane_of[blocks[0].block_id]
         end = lane.last.prev_free_block
@@ -194,8 +194,7 @@ class OwnedBlocks:
             end.next_free_block = block
             block.prev_free_block = end
             end = block
-            if its_lane is self._nobodys:
-                self._freed_s[block.block_id] = instant_s
+            freed_s[block.block_id] = instant_s
         self._close_run(lane, end)
 
     def prepend_n(self, blocks: Sequence[Any]) -> None:
@@ -231,8 +230,12 @@ class OwnedBlocks:
 
     # Owners
 
-    def own(self, facts: CacheOwner, blocks: Iterable[Any]) -> None:
-        """The blocks, all in use, belong to this session too; those that nothing can hit to nobody. O(blocks)."""
+    def own(self, facts: CacheOwner, blocks: Sequence[Any], since_s: float = 0.0) -> None:
+        """The blocks, all in use, belong to this session too; those that nothing can hit to nobody. O(blocks).
+
+        What is the session's alone and lies free since before `since_s`, when the call that holds the blocks began, is
+        no part of its context any more (it rewrote its history): nobody's.
+        """
         owner = self.owners.get(facts)
         if owner is None:
             owner = self.owners[facts] = Owner(facts, self.policy.key(facts))
@@ -251,8 +254,10 @@ class OwnedBlocks:
             alone.num_blocks += 1
         for lane, ids in shared.items():
             self._share(lane, ids, owner)
+        if owner.alone is not None and not owner.alone.empty:
+            self._drop_stale(owner.alone, since_s)
         if not owner.lanes:
-            del self.owners[facts]
+            self.owners.pop(facts, None)
 
     def rekey(self, facts: CacheOwner) -> None:
         """The session's facts changed. O(its lanes * log)."""
@@ -270,10 +275,10 @@ class OwnedBlocks:
             if lane.stamp:
                 self._push(lane)
 
-    def num_blocks_of(self, facts: CacheOwner) -> int:
-        """Blocks that belong to the session, free or in use, shared ones too. O(its lanes)."""
-        owner = self.owners.get(facts)
-        return sum(lane.num_blocks for lane in owner.lanes) if owner is not None else 0
+    def num_blocks_of(self, sessions: Iterable[CacheOwner]) -> int:
+        """Blocks that belong to any of the sessions, free or in use. O(their lanes)."""
+        owners = [self.owners[facts] for facts in sessions if facts in self.owners]
+        return sum(lane.num_blocks for lane in {lane for owner in owners for lane in owner.lanes})
 
     def take_losers(self) -> set[CacheOwner]:
         """Sessions that lost blocks since the last call. O(them)."""
@@ -410,6 +415,18 @@ class OwnedBlocks:
         lane.num_blocks -= len(ids)
         for block_id in ids:
             self._lane_of[block_id] = split
+
+    def _drop_stale(self, lane: Lane, since_s: float) -> None:
+        num_stale = 0
+        for block in lane.blocks():
+            if self._freed_s[block.block_id] >= since_s:
+                break
+            num_stale += 1
+        if num_stale:
+            stale: list[Any] = []
+            self.num_free_blocks -= lane.take(num_stale, stale)
+            self._lost(stale)
+            self.append_n(stale)
 
     def _note_worth(self, lane: Lane, owner: Owner) -> None:
         """The owner's key is new to the lane. O(log owners), amortised."""

@@ -29,10 +29,11 @@ class SessionKey(NamedTuple):
 class Session(CacheOwner):
     """A session of this engine; what eviction policies may know of it is inherited.
 
-    num_waiting, num_running: its calls in the engine. until_s: when its retention ends (inf: none, or without end).
-    task: "" where unnamed. num_steps: calls that ended. token_ids, block_hashes: of its last context, empty where
-    forgotten; hashes are of full blocks from the front (vLLM's `Request.block_hashes`). lora: of its last call.
-    reported: (device, host) tokens that were last told to the coordinator. seat: for whoever orders blocks.
+    num_waiting, num_running: its calls in the engine. arrived_s: when its task was first seen here. until_s: when its
+    retention ends (inf: none, or without end). task: "" where unnamed. num_steps: calls that ended.
+    token_ids, block_hashes: of its last context, empty where forgotten; hashes are of full blocks from the front
+    (vLLM's `Request.block_hashes`). lora: of its last call.
+    reported: (device, host) tokens that were last told to the coordinator.
     """
 
     __slots__ = (
@@ -44,7 +45,6 @@ class Session(CacheOwner):
         "num_steps",
         "num_waiting",
         "reported",
-        "seat",
         "task",
         "token_ids",
         "until_s",
@@ -64,7 +64,6 @@ class Session(CacheOwner):
         self.block_hashes = _NO_HASHES
         self.lora: object | None = None
         self.reported = (0, 0)
-        self.seat: object | None = None
 
     @property
     def idle(self) -> bool:
@@ -93,6 +92,7 @@ class SessionTable:
         self._forgotten = forgotten
         self._by_key: dict[SessionKey, Session] = {}  # in order of last use, the longest ago first
         self._by_name: dict[str, list[Session]] = {}
+        self._tasks: dict[tuple[str, str], list[Session]] = {}
         self._remembered: dict[Session, None] = {}  # those whose tokens are kept, the longest ago first
 
     def __len__(self) -> int:
@@ -126,6 +126,16 @@ class SessionTable:
             self._make_room()
         return session
 
+    def join_task(self, session: Session, task: str) -> None:
+        """The session is part of a task, which is as old as its oldest session here. O(1)."""
+        if not task or session.task:
+            return
+        session.task = task
+        others = self._tasks.setdefault((session.key.tenant, task), [])
+        if others:
+            session.arrived_s = min(session.arrived_s, others[0].arrived_s)
+        others.append(session)
+
     def remember(self, session: Session, token_ids: Sequence[int], block_hashes: Sequence[bytes]) -> None:
         """Keep the context that the session's call left, by reference. O(1), what makes room for it apart."""
         self._drop_tokens(session)
@@ -147,6 +157,11 @@ class SessionTable:
         namesakes.remove(session)
         if not namesakes:
             del self._by_name[session.session]
+        if session.task:
+            task = session.key.tenant, session.task
+            self._tasks[task].remove(session)
+            if not self._tasks[task]:
+                del self._tasks[task]
         self._drop_tokens(session)
         session.block_hashes = _NO_HASHES
         self._forgotten(session)
