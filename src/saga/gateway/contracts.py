@@ -59,8 +59,8 @@ class Call:
     tenant, task, session, parent are unique in the process (session and task names carry their tenant). step: unique.
     prompt_tokens: estimated from bytes, never tokenized. retryable: may be sent again elsewhere if no byte came back.
     pinned: worker that must serve it ("" for any), e.g. by previous_response_id. retry_of: the live step that this is a
-    client's retry of, "" if it is a new step. extend: extension fields the client's call may carry to engines that
-    accept them. body: to be sent upstream (the client's own, unless a field must be added or replaced).
+    client's retry of, "" if it is a new step. body: to be sent upstream (the client's own, unless a field must be added
+    or replaced). lines: header lines to add for the worker, each with its line end.
     """
 
     kind: Kind
@@ -87,6 +87,7 @@ class Call:
     max_output_tokens: int | None = None
     wants_usage: bool = True
     body: bytes = b""
+    lines: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,7 +230,7 @@ class Exchange:
         self._connection = connection
         call = ticket.call
         body = with_fields(call.body or call.request.body, ticket.extra)
-        head = self._head_for(ticket.address) + length_line(call.request, len(body))
+        head = self._head_for(ticket.address) + call.lines + length_line(call.request, len(body))
         connection.send(self, head, body, head_only=call.request.method == "HEAD")
         if self._paused:
             connection.pause()
