@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saga.cli import child
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _MODEL, _ANSWERS, _CHILD = "What is modelled", "What it answers", "As a child process"
 DEFAULT_HARDWARE = "llama3-8b-h100"
 _PARENT_CHECK_S = 0.5
-_PR_SET_PDEATHSIG = 1
 
 
 def engine(
@@ -84,7 +84,7 @@ def engine(
     )
     parent = os.getppid()
     if die_with_parent:
-        _die_with_parent()
+        child.die_with_parent()
     server = EngineServer(settings)
     serving = _serve(server, host, port, announce=announce, parent=parent if die_with_parent else None)
     with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
@@ -130,14 +130,6 @@ def _caller(script: Path | None, tools: str) -> Caller:
     if not 0.0 <= probability <= 1.0:
         raise UsageError(f"--tools {tools!r}: the probability must be between 0 and 1")
     return Chance(probability)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM at the parent's death, where it can; `_serve` watches the parent besides."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 async def _serve(server: EngineServer, host: str, port: int, *, announce: bool, parent: int | None) -> None:

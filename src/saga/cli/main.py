@@ -16,6 +16,7 @@ from saga import __version__
 from saga.cli.demo import demo
 from saga.cli.engine import engine
 from saga.cli.explain import explain
+from saga.cli.front import front
 from saga.cli.presets import presets_app
 from saga.cli.replay import replay
 from saga.cli.serve import serve
@@ -43,6 +44,7 @@ app.command()(workflow)
 app.command()(serve)
 app.command()(top)
 app.command()(engine)
+app.command(hidden=True)(front)
 app.command()(replay)
 
 

@@ -56,6 +56,12 @@ def serve(
         bool,
         typer.Option("--allow-unauthenticated", help="Let anybody in who can reach it.", rich_help_panel=_WHERE),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="That take calls; they share one scheduler [default: 1].", rich_help_panel=_WHERE
+        ),
+    ] = None,
     worker: Annotated[
         list[str] | None, typer.Option(help="URL of a worker; as often as needed.", rich_help_panel=_WORKERS)
     ] = None,
@@ -105,6 +111,8 @@ def serve(
 
     saga serve --worker http://gpu1:8000 --worker http://gpu2:8000
 
+    saga serve --config saga.toml --processes 4
+
     Without workers it starts modelled engines of its own, so that there is something to talk to.
     """
     from dataclasses import replace
@@ -125,6 +133,7 @@ def serve(
             "coordinator_host": coordinator_host,
             "coordinator_key": coordinator_key,
             "allow_unauthenticated": allow_unauthenticated or None,
+            "processes": processes,
             "tenants": None if tenants is None else str(tenants),
             "db": None if db is None else str(db),
             "log_level": log_level,
@@ -207,8 +216,7 @@ async def _serve(settings: GatewayConfig, file: Path | None, engines: EmbeddedEn
         await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
         if not draining.done():
-            assert gateway.front is not None
-            gateway.front.close()
+            await gateway.hurry()
         await draining
         sweeping.cancel()
     finally:

@@ -30,6 +30,9 @@ from saga.gateway.workers import CircuitRules, WorkerConfig
 
 T = TypeVar("T")
 
+MAX_PROCESSES = 64
+"""Of one gateway: far beyond what one scheduler can feed."""
+
 _SECTIONS = ("gateway", "scheduling", "health", "circuit", "worker")
 
 
@@ -39,7 +42,8 @@ class GatewayConfig:
 
     tenants, db: files, "" for none. admin_key: asked for on the admin port, which needs one where it is not loopback.
     coordinator_port: where engines link up, None for nowhere; coordinator_key: asked for there, likewise.
-    drain_s: how long calls may finish after SIGTERM. kv_events: endpoint to bind by worker's name.
+    drain_s: how long calls may finish after SIGTERM. processes: that take calls; more than one share one scheduler.
+    kv_events: endpoint to bind by worker's name.
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +60,7 @@ class GatewayConfig:
     drain_s: float = 30.0
     log_level: str = "warning"
     allow_unauthenticated: bool = False
+    processes: int = 1
     workers: tuple[WorkerConfig, ...] = ()
     scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
@@ -68,6 +73,8 @@ class GatewayConfig:
         for name in ("port", "admin_port", "coordinator_port"):
             if not 0 <= (getattr(self, name) or 0) <= 65_535:
                 raise UsageError(f"{name} = {getattr(self, name)}: expected 0 (any free one) to 65535")
+        if not 1 <= self.processes <= MAX_PROCESSES:
+            raise UsageError(f"processes = {self.processes}: expected 1 to {MAX_PROCESSES}")
         if self.log_level not in {"debug", "info", "warning", "error", "critical"}:
             raise UsageError(f"log_level = {self.log_level!r}: expected debug, info, warning, error or critical")
         if not is_loopback(self.host) and not self.tenants and not self.allow_unauthenticated:

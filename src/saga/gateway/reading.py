@@ -219,7 +219,10 @@ class Reader:
         """The tenant that the call names, where anybody may name one."""
         if named.tenant is None or self.tenants.keyed or not self.settings.trust_tenant_header:
             return tenant
-        name = quote(named.tenant, safe="")
+        return self.tenant_named(quote(named.tenant, safe=""))
+
+    def tenant_named(self, name: str) -> Tenant:
+        """A tenant that is only a name; the default one, where too many names are known already."""
         known = self._named_tenants.get(name)
         if known is None:
             if len(self._named_tenants) >= self.settings.max_named_tenants:

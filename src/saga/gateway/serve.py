@@ -1,6 +1,7 @@
 """A whole gateway: every part made, joined, started in order and stopped in order.
 
     Workers + Health ─▶ GatewayScheduling ◀─ Front ─▶ GatewayIdentity        Admin on a port of its own
+                                          ◀─ Coordinator ◀─ Fronts          instead, with several processes
     Engines ◀─ EnginePort: engines with a link say what they hold and are told what to keep
     Store: restored before the first call, saved now and then and at the end
 
@@ -14,9 +15,12 @@ import contextlib
 import errno
 import logging
 import secrets
+import shutil
+import socket
 import ssl
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -27,10 +31,13 @@ from aiohttp import web
 from saga import __version__
 from saga.errors import PeerError, UsageError
 from saga.gateway.admin import Admin
-from saga.gateway.answers import watch
+from saga.gateway.answers import watch_answer
 from saga.gateway.config import GatewayConfig, load_config
-from saga.gateway.contracts import Answer, AnswerWatcher, Call, Refused, Request
+from saga.gateway.contracts import Answer, Call, Refused, Request
+from saga.gateway.coordinator import Coordinator
+from saga.gateway.frames import Drain, FromCoordinator, TenantsAre, Trust, Welcome
 from saga.gateway.front import Front
+from saga.gateway.fronts import Fronts, reserve
 from saga.gateway.health import Health
 from saga.gateway.identity import GatewayIdentity
 from saga.gateway.journal import Journal, say
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
 
 _FIRST_CHECK_S = 5.0
 _WATCH_FILES_S = 1.0
+_FRONTS_START_S = 60.0
 
 
 class Gateway:
@@ -79,6 +87,10 @@ class Gateway:
         self.health = Health(self.workers, config.health, context=self._context)
         self.coordinator = ""
         self.front: Front | None = None
+        self.fronts: Fronts | None = None
+        self._front_links: Coordinator | None = None
+        self._reserved: socket.socket | None = None
+        self._folder: Path | None = None
         self._file = file
         self._file_stamp = _stamp(file)
         self._from_file = {worker.name: worker for worker in config.workers}
@@ -101,16 +113,14 @@ class Gateway:
         if self.config.coordinator_port is not None:
             await self._start_engine_port(self.config.coordinator_port)
         await self.health.settle(_FIRST_CHECK_S)
-        self.front = Front(self.identity, self.scheduling, _watcher, cold=self._cold, worker_tls=self._tls)
-        front = self.front
-        self.metrics.gauge("saga_client_connections", "Open client connections.", lambda: front.num_connections)
-        self.metrics.gauge("saga_worker_connections", "Open worker connections.", lambda: front.pool.num_connections)
         try:
-            host, port = await self.front.start(self.config.host, self.config.port)
+            await (self._open_front() if self.config.processes == 1 else self._open_fronts())
         except OSError as error:
             await self.stop(0.0)
             raise PeerError(f"cannot listen on {self.config.host}:{self.config.port}: {_why(error)}") from error
-        self.url = _url(host, port)
+        except PeerError:
+            await self.stop(0.0)
+            raise
         await self._start_admin()
         self._tasks = [asyncio.create_task(self._watch_files())]
         if self.store is not None:
@@ -119,8 +129,13 @@ class Gateway:
     async def stop(self, drain_s: float | None = None) -> bool:
         """Drain, then stop everything; whether all calls ended in time."""
         ended = True
+        drain_s = self.config.drain_s if drain_s is None else drain_s
         if self.front is not None:
-            ended = await self.front.drain(self.config.drain_s if drain_s is None else drain_s)
+            ended = await self.front.drain(drain_s)
+        if self.fronts is not None:
+            self._tell_fronts(Drain(drain_s))
+            ended = await self.fronts.ended(drain_s)
+        self._close_links()
         self.scheduling.stop()
         for task in self._tasks:
             task.cancel()
@@ -154,6 +169,72 @@ class Gateway:
         self.scheduling.engines = engines
         self.metrics.watch_engines(engines)
 
+    async def hurry(self) -> None:
+        """Do not wait for calls any longer; for while `stop` drains."""
+        if self.front is not None:
+            self.front.close()
+        if self.fronts is not None:
+            await self.fronts.kill()
+
+    async def _open_front(self) -> None:
+        """Take calls in this process."""
+        front = Front(self.identity, self.scheduling, watch_answer, cold=self._cold, worker_tls=self._tls)
+        self.front = front
+        self._show_connections(lambda: front.num_connections, lambda: front.pool.num_connections)
+        self.url = _url(*await front.start(self.config.host, self.config.port))
+
+    async def _open_fronts(self) -> None:
+        """Take calls in processes of their own, which share what is here."""
+        self._reserved = reserve(self.config.host, self.config.port)
+        host, port = self._reserved.getsockname()[:2]
+        links = Coordinator(self.identity, self.scheduling, self._answers, lambda: self._welcome(host, port))
+        self._front_links = links
+        self._show_connections(lambda: links.num_clients, lambda: links.num_workers)
+        self.metrics.gauge("saga_front_processes", "Fronts that take calls.", lambda: links.num_listening)
+        self._folder = Path(tempfile.mkdtemp(prefix="saga-"))
+        path = self._folder / "coordinator"
+        await links.start(path)
+        self.fronts = Fronts(self.config.processes, path, self.config.log_level)
+        await self.fronts.start()
+        await self._fronts_listen(links, self.fronts)
+        self.url = _url(host, port)
+
+    async def _fronts_listen(self, links: Coordinator, fronts: Fronts) -> None:
+        """Wait for all fronts. Raises PeerError where one cannot or does not."""
+        listening = asyncio.create_task(links.listening(self.config.processes))
+        ending = asyncio.create_task(fronts.first_end())
+        await asyncio.wait((listening, ending), timeout=_FRONTS_START_S, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if not listening.done():
+            listening.cancel()
+            raise PeerError(f"{links.num_listening} of {self.config.processes} front processes came up; see the log")
+        await listening
+
+    def _welcome(self, host: str, port: int) -> tuple[FromCoordinator, ...]:
+        """What a new front is told."""
+        ca_files = tuple(worker.config.ca_file for worker in self.workers if worker.config.ca_file)
+        return (
+            Trust(ca_files),
+            TenantsAre(self.tenants.keyed, self.tenants.all()),
+            Welcome(self.identity.settings, host, port, self.config.drain_s),
+        )
+
+    def _tell_fronts(self, message: FromCoordinator) -> None:
+        if self._front_links is not None:
+            self._front_links.tell_all(message)
+
+    def _close_links(self) -> None:
+        if self._front_links is not None:
+            self._front_links.close()
+        if self._reserved is not None:
+            self._reserved.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _show_connections(self, clients: Callable[[], float], workers: Callable[[], float]) -> None:
+        self.metrics.gauge("saga_client_connections", "Open client connections.", clients)
+        self.metrics.gauge("saga_worker_connections", "Open worker connections.", workers)
+
     async def _start_admin(self) -> None:
         loop = asyncio.get_running_loop()
         admin = Admin(
@@ -181,20 +262,26 @@ class Gateway:
 
     async def _cold(self, request: Request) -> tuple[int, Headers, bytes]:
         """What the gateway answers itself on the public port."""
-        if request.path == "/health":
-            return _json({"status": "alive", "version": __version__})
-        if request.path == "/ready":
+        if request.path not in {"/health", "/ready"}:
+            self.tenants.authenticate(request.header(b"authorization"), request.header(b"x-api-key"))
+        status, body = self._answers(request.path)
+        return status, [(b"content-type", b"application/json")], body
+
+    def _answers(self, path: str) -> tuple[int, bytes]:
+        """The same for whom it may be told: a status and JSON. Raises Refused (404)."""
+        if path == "/health":
+            return 200, msgspec.json.encode({"status": "alive", "version": __version__})
+        if path == "/ready":
             num_up = self.workers.num_up
-            return _json({"workers_up": num_up}, 200 if num_up else 503)
-        self.tenants.authenticate(request.header(b"authorization"), request.header(b"x-api-key"))
+            return 200 if num_up else 503, msgspec.json.encode({"workers_up": num_up})
         cards = self._model_cards()
-        if request.path == "/v1/models":
-            return _json({"object": "list", "data": list(cards.values())})
-        name = unquote(request.path.removeprefix("/v1/models/"))
+        if path == "/v1/models":
+            return 200, msgspec.json.encode({"object": "list", "data": list(cards.values())})
+        name = unquote(path.removeprefix("/v1/models/"))
         if name not in cards:
             message = f"The model `{name[:200]}` does not exist or is not served here."
             raise Refused(404, message, code="model_not_found", param="model")
-        return _json(cards[name])
+        return 200, msgspec.json.encode(cards[name])
 
     def _model_cards(self) -> dict[str, dict[str, Any]]:
         """Cards of all models that a worker serves, by name."""
@@ -214,6 +301,7 @@ class Gateway:
             try:
                 if self.tenants.reload():
                     self.scheduling.set_weights({tenant.name: tenant.weight for tenant in self.tenants.all()})
+                    self._tell_fronts(TenantsAre(self.tenants.keyed, self.tenants.all()))
                     say(logging.INFO, "tenants read again", number=len(self.tenants.all()))
                 self._reread_workers()
             except UsageError as error:
@@ -228,6 +316,7 @@ class Gateway:
         for worker in wanted.values():
             if worker.ca_file:
                 self._tls.load_verify_locations(worker.ca_file)
+        self._tell_fronts(Trust(tuple(worker.ca_file for worker in wanted.values() if worker.ca_file)))
         now_s = asyncio.get_running_loop().time()
         for name, config in self._from_file.items():
             if wanted.get(name) != config and self.workers.get(name) is not None:
@@ -274,11 +363,6 @@ class Gateway:
                 self.store.save("scheduling", data)
 
 
-def _watcher(call: Call, status: int, headers: Headers) -> AnswerWatcher:
-    kind = next((value for name, value in headers if name == b"content-type"), b"")
-    return watch(call.kind, stream=kind.lower().startswith(b"text/event-stream"), status=status)
-
-
 def _trust(workers: Iterable[WorkerConfig]) -> ssl.SSLContext:
     """The system's authorities and those of the workers' files."""
     context = ssl.create_default_context()
@@ -298,10 +382,6 @@ def _stamp(path: Path | None) -> tuple[int, int] | None:
         stat = path.stat()
         return stat.st_mtime_ns, stat.st_size
     return None
-
-
-def _json(data: object, status: int = 200) -> tuple[int, Headers, bytes]:
-    return status, [(b"content-type", b"application/json")], msgspec.json.encode(data)
 
 
 def _url(host: str, port: int) -> str:

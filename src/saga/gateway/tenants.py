@@ -20,6 +20,7 @@ import hashlib
 import hmac
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -65,13 +66,24 @@ class Tenants:
         self._tenants: dict[str, Tenant] = {DEFAULT_TENANT.name: DEFAULT_TENANT}
         self._keys: tuple[tuple[bytes, Tenant], ...] = ()
         self._uses: dict[str, _Use] = {}
+        self._keyed = path is not None
         if path is not None:
             self._load(path)
 
     @property
     def keyed(self) -> bool:
         """Whether callers must show a key."""
-        return self._path is not None
+        return self._keyed
+
+    def get(self, name: str) -> Tenant | None:
+        """The tenant of that name."""
+        return self._tenants.get(name)
+
+    def replace(self, tenants: Iterable[Tenant], *, keyed: bool) -> None:
+        """Take over tenants that another process has read, instead of a file's."""
+        self._keyed = keyed
+        self._tenants = {tenant.name: tenant for tenant in tenants}
+        self._keys = tuple((key, tenant) for tenant in self._tenants.values() for key in tenant.keys)
 
     def all(self) -> tuple[Tenant, ...]:
         """Every tenant, by name."""
@@ -93,7 +105,7 @@ class Tenants:
 
         Every known hash is compared, in constant time each. Cost: O(keys).
         """
-        if self._path is None:
+        if not self._keyed:
             return DEFAULT_TENANT
         key = api_key
         if authorization is not None:
