@@ -80,12 +80,9 @@ class Fronts:
     async def ended(self, timeout_s: float) -> bool:
         """Wait until all have left by themselves, kill those that have not; whether all calls ended in time."""
         self._stopping.set()
-        try:
-            async with asyncio.timeout(timeout_s + _STOP_S):
-                await asyncio.gather(*self._keepers)
-        except TimeoutError:
-            self._all_ended = False
-            await self.kill()
+        if self._keepers:
+            await asyncio.wait(self._keepers, timeout=timeout_s + _STOP_S)
+        await self.kill()
         return self._all_ended
 
     async def kill(self) -> None:
@@ -94,7 +91,8 @@ class Fronts:
         for child in list(self._children.values()):
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
-        await asyncio.gather(*self._keepers)
+        if self._keepers:
+            await asyncio.wait(self._keepers)
 
     async def _spawn(self, place: int) -> Process:
         child = self._children[place] = await asyncio.create_subprocess_exec(
