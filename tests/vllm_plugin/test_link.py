@@ -245,7 +245,8 @@ def test_a_stream_that_is_ended_is_opened_again():
         coordinator.say.put(None)
         coordinator.hear("hello")
         coordinator.welcome()
-        until(lambda: link.report_every_s < inf)
+        until(lambda: link._report_every_s < inf)
+        assert (link.report_every_s, link.report_every_s) == (inf, 0.05), "who has slept learns that it is another"
         assert coordinator.num_streams == 2
 
 

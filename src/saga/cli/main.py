@@ -22,6 +22,7 @@ from saga.cli.replay import replay
 from saga.cli.serve import serve
 from saga.cli.sim import sim
 from saga.cli.top import top
+from saga.cli.worker import worker
 from saga.cli.workflow import workflow
 from saga.cli.workload import workload_app
 from saga.errors import SagaError, UsageError
@@ -44,6 +45,7 @@ app.command()(workflow)
 app.command()(serve)
 app.command()(top)
 app.command()(engine)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(worker)
 app.command(hidden=True)(front)
 app.command()(replay)
 

@@ -26,6 +26,7 @@ from saga.gateway.workers import Worker, Workers, WorkerState
 
 _MAX_BYTES = 8 * 2**20
 _CAPACITY_CHANGED = 0.05
+_LEAD_S = 0.01  # of what is on the link, before the call that wakes
 _SAMPLE = re.compile(rb"^vllm:(\w+)(\{[^}]*\})? ([^ \n]+)", re.MULTILINE)
 _LABEL = re.compile(rb'(\w+)="([^"]*)"')
 _EXPECTED = (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, msgspec.MsgspecError)
@@ -247,6 +248,7 @@ class Health:
         return True
 
     async def _wake(self, worker: Worker) -> None:
+        await asyncio.sleep(_LEAD_S)
         model = min(worker.models or (), default="")
         call = {"model": model, "prompt": ".", "max_tokens": 1, "vllm_xargs": {"saga_wake": 1}}
         try:

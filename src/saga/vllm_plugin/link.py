@@ -98,6 +98,7 @@ class GrpcLink:
         self._ignored: Counter[str] = Counter()
         self._outbox = _Outbox(self._ignored)
         self._report_every_s = inf
+        self._is_new = False
         self._call: grpc.Call | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="saga-link", daemon=True)
@@ -105,7 +106,13 @@ class GrpcLink:
 
     @property
     def report_every_s(self) -> float:
-        """As the coordinator wishes; infinity while the stream is down. After infinity it knows nothing: tell all."""
+        """As the coordinator wishes; infinity while the stream is down, and once whenever it is up anew.
+
+        So who asks now and then cannot miss that the other side knows nothing yet: tell it all.
+        """
+        if self._is_new:
+            self._is_new = False
+            return inf
         return self._report_every_s
 
     def poll(self) -> list[tuple[int, Directive]]:
@@ -209,6 +216,7 @@ class GrpcLink:
         elif kind == "welcome":
             wanted_s = message.welcome.report_every_s
             sane = isfinite(wanted_s) and wanted_s > 0.0
+            self._is_new = self._report_every_s == inf
             self._report_every_s = max(
                 _SHORTEST_REPORT_S, min(_LONGEST_REPORT_S, wanted_s if sane else _REPORT_EVERY_S)
             )
