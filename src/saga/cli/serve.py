@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -103,6 +104,10 @@ def serve(
         str | None,
         typer.Option(help="debug, info (every decision), warning [default], error.", rich_help_panel=_FILES),
     ] = None,
+    otel_endpoint: Annotated[
+        str | None,
+        typer.Option(help="Send traces to this OTLP collector (http://host:4318).", rich_help_panel=_FILES),
+    ] = None,
     drain_s: Annotated[
         float | None, typer.Option(min=0.0, help="For calls to end at SIGTERM [default: 30].", rich_help_panel=_FILES)
     ] = None,
@@ -120,6 +125,7 @@ def serve(
     from saga.cli.engine import DEFAULT_HARDWARE, machine
     from saga.engine.latency import LatencyModel
     from saga.gateway.embedded import EmbeddedEngines
+    from saga.gateway.tracing import TRACES_ENDPOINT, is_wanted, traces_endpoint
 
     settings = _joined(
         config,
@@ -138,6 +144,7 @@ def serve(
             "db": None if db is None else str(db),
             "log_level": log_level,
             "drain_s": drain_s,
+            "otel_endpoint": otel_endpoint,
         },
         {
             "preset": preset,
@@ -154,6 +161,9 @@ def serve(
         raise UsageError("--hardware and --speed are of embedded engines: give --embedded N too")
     arguments = (*(("--hardware", hardware) if hardware else ()), *(("--speed", str(speed)) if speed else ()))
     settings.check()
+    if settings.otel_endpoint:
+        os.environ[TRACES_ENDPOINT] = traces_endpoint(settings.otel_endpoint)  # front processes read it too
+    is_wanted(os.environ)
     rate = LatencyModel(machine(hardware or DEFAULT_HARDWARE)).prefill_tokens_per_s * (speed or 1.0)
     engines = EmbeddedEngines(number, arguments, rate)
     _run(lambda: _serve(settings, config, engines))

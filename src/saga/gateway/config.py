@@ -42,6 +42,7 @@ class GatewayConfig:
 
     tenants, db: files, "" for none. admin_key: asked for on the admin port, which needs one where it is not loopback.
     coordinator_port: where engines link up, None for nowhere; coordinator_key: asked for there, likewise.
+    otel_endpoint: of an OTLP/HTTP collector that traces go to, "" for what the environment says.
     drain_s: how long calls may finish after SIGTERM. processes: that take calls; more than one share one scheduler.
     kv_events: endpoint to bind by worker's name.
     """
@@ -58,6 +59,7 @@ class GatewayConfig:
     db: str = ""
     save_every_s: float = 30.0
     drain_s: float = 30.0
+    otel_endpoint: str = ""
     log_level: str = "warning"
     allow_unauthenticated: bool = False
     processes: int = 1

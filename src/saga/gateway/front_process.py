@@ -30,6 +30,7 @@ from saga.gateway.reading import Reader
 from saga.gateway.remote import Remote
 from saga.gateway.sweeping import Sweeper
 from saga.gateway.tenants import Tenants
+from saga.gateway.tracing import plane
 
 _GAUGES_S: Final = 1.0
 _RECONNECT_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -63,7 +64,8 @@ class FrontProcess:
         welcome = await self._first_words()
         remote = self._remote = Remote(Reader(self._tenants, settings=welcome.settings))
         self._linked_to(remote)
-        self.front = front = Front(remote, remote, watch_answer, cold=remote.cold, worker_tls=self._tls)
+        parts = plane(os.environ, remote, remote, watch_answer)
+        self.front = front = Front(*parts.workers, cold=remote.cold, worker_tls=self._tls)
         try:
             self.address = await front.start(welcome.host, welcome.port, reuse_port=True)
         except OSError as error:
@@ -86,6 +88,8 @@ class FrontProcess:
             for chore in chores:
                 chore.cancel()
             await asyncio.gather(*chores, return_exceptions=True)
+            if parts.spans is not None:
+                await parts.spans.close()
             if self._link is not None:
                 self._link.close()
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import secrets
 import shutil
 import socket
@@ -48,10 +49,12 @@ from saga.gateway.rewriting import Headers
 from saga.gateway.scheduling import GatewayScheduling
 from saga.gateway.store import Store
 from saga.gateway.tenants import Tenants
+from saga.gateway.tracing import plane
 from saga.gateway.workers import Worker, WorkerConfig, Workers
 
 if TYPE_CHECKING:
     from saga.gateway.engine_port import EnginePort
+    from saga.gateway.spans import Spans
 
 _FIRST_CHECK_S = 5.0
 _WATCH_FILES_S = 1.0
@@ -87,6 +90,7 @@ class Gateway:
         self.health = Health(self.workers, config.health, context=self._context)
         self.coordinator = ""
         self.front: Front | None = None
+        self.spans: Spans | None = None
         self.fronts: Fronts | None = None
         self._front_links: Coordinator | None = None
         self._reserved: socket.socket | None = None
@@ -132,6 +136,8 @@ class Gateway:
         drain_s = self.config.drain_s if drain_s is None else drain_s
         if self.front is not None:
             ended = await self.front.drain(drain_s)
+        if self.spans is not None:
+            await self.spans.close()
         if self.fronts is not None:
             self._tell_fronts(Drain(drain_s))
             ended = await self.fronts.ended(drain_s)
@@ -178,8 +184,13 @@ class Gateway:
 
     async def _open_front(self) -> None:
         """Take calls in this process."""
-        front = Front(self.identity, self.scheduling, watch_answer, cold=self._cold, worker_tls=self._tls)
+        parts = plane(os.environ, self.identity, self.scheduling, watch_answer)
+        front = Front(*parts.workers, cold=self._cold, worker_tls=self._tls)
         self.front = front
+        self.spans = spans = parts.spans
+        if spans is not None:
+            self.metrics.gauge("saga_trace_spans_sent", "Spans that the collector took.", lambda: spans.num_sent)
+            self.metrics.gauge("saga_trace_spans_dropped", "Spans that nobody got.", lambda: spans.num_dropped)
         self._show_connections(lambda: front.num_connections, lambda: front.pool.num_connections)
         self.url = _url(*await front.start(self.config.host, self.config.port))
 
