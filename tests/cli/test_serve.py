@@ -35,6 +35,8 @@ def refused(monkeypatch, capsys, *arguments) -> tuple[int, str]:
         (("--config", "nowhere.toml"), "nowhere.toml"),
         (("--log-level", "loud"), "log_level"),
         (("--port", "70000"), "65535"),
+        (("--processes", "0"), "processes = 0: expected 1 to 64"),
+        (("--processes", "65"), "processes = 65: expected 1 to 64"),
     ],
 )
 def test_bad_flags_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, said):

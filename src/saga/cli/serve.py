@@ -59,9 +59,7 @@ def serve(
     ] = False,
     processes: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=64, help="That take calls; they share one scheduler [default: 1].", rich_help_panel=_WHERE
-        ),
+        typer.Option(help="Processes that take calls for one scheduler [default: 1].", rich_help_panel=_WHERE),
     ] = None,
     worker: Annotated[
         list[str] | None, typer.Option(help="URL of a worker; as often as needed.", rich_help_panel=_WORKERS)
