@@ -132,6 +132,9 @@ class Control:
             self.sessions.join_task(session, hints.task)
             session.num_waiting += 1
             self.retention.came(session)
+        if hints.wake:
+            self.next_epoch_s = at_s
+        self.tier.arriving(request, session)
         call = Call(request.request_id, hints, session, request.priority, at_s)
         self.calls.add(call)
         if self.by_priority:
@@ -155,13 +158,13 @@ class Control:
     def leaving(self, request: Request, blocks: Iterable[Sequence[Any]], *, finished: bool) -> None:
         """A call is about to give its blocks (those of each KV cache group) back: it ended, or it was preempted."""
         call = self.calls.get(request.request_id)
-        if call is None:
-            return
-        session = call.session
+        session = self.tier.errand_of(request) if call is None else call.session
         if session is not None and self._queue is not None:
             for group in blocks:
                 if group:
-                    self._queue.own(session, group, max(0.0, call.begun_s))
+                    self._queue.own(session, group, 0.0 if call is None else max(0.0, call.begun_s))
+        if call is None:
+            return
         if finished:
             self._ended(call, request)
         elif not call.waiting:
@@ -174,6 +177,7 @@ class Control:
 
     def _ended(self, call: Call, request: Request) -> None:
         self.calls.end(call)
+        self.tier.ended(request)
         self.calls.charge(call, 0, request.num_output_tokens)
         session = call.session
         if session is not None:

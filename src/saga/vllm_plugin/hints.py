@@ -22,6 +22,7 @@ _KNOWN = frozenset(
         "saga_step",
         "saga_task",
         "saga_tenant",
+        "saga_wake",
     }
 )
 _LOG = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Ignored:
 
 
 class Hints(NamedTuple):
-    """What was said and makes sense; "" and None where nothing was."""
+    """What was said and makes sense; "" and None where nothing was. wake: the call only wakes the engine."""
 
     session: str = ""
     tenant: str = ""
@@ -54,6 +55,7 @@ class Hints(NamedTuple):
     step: str = ""
     continue_probability: float | None = None
     expected_gap_s: float | None = None
+    wake: bool = False
 
 
 NO_HINTS = Hints()
@@ -74,6 +76,7 @@ def read_hints(session_id: object, extra_args: object, ignored: Ignored) -> Hint
         _name("saga_step", extra_args.get("saga_step"), ignored),
         _number("saga_continue_probability", extra_args, 1.0, ignored),
         _number("saga_expected_gap_s", extra_args, _MAX_GAP_S, ignored),
+        bool(extra_args.get("saga_wake")),
     )
 
 

@@ -59,6 +59,10 @@ class SagaSyncScheduler(Scheduler):
             by_priority=self.policy == SchedulingPolicy.PRIORITY,
             now_s=self.saga_clock,
         )
+        if self.connector is not None:
+            from saga.vllm_plugin.host_tier import tier_of  # noqa: PLC0415 - vLLM's connectors are needed only here
+
+            self.saga.tier = tier_of(self, self.saga)
         if config.coordinator:
             from saga.vllm_plugin.link import connect  # noqa: PLC0415 - needs grpcio, which engines without it lack
 
@@ -100,6 +104,7 @@ class SagaSyncScheduler(Scheduler):
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:  # noqa: ANN401
         """One step's tokens; an engine that is about to sleep reports first."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        self.saga.tier.strip(outputs)
         running, waiting = len(self.running), len(self.waiting)
         self.saga.report(num_running=running, num_waiting=waiting, at_once=not running and not waiting)
         return outputs

@@ -6,7 +6,8 @@ method is called on the engine's own thread between steps and returns at once.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from saga.vllm_plugin.contracts import Outcome
 from saga.vllm_plugin.sessions import Session
@@ -27,6 +28,22 @@ class Tier(Protocol):
 
     def held_tokens(self, session: Session) -> int:
         """Tokens from the front of the session's context that the tier holds. O(log tokens) at most."""
+        ...
+
+    def arriving(self, request: Any, session: Session | None) -> None:  # noqa: ANN401 - vLLM's `Request`
+        """A call, of that session, is about to enter vLLM's queue."""
+        ...
+
+    def ended(self, request: Any) -> None:  # noqa: ANN401
+        """A call ended."""
+        ...
+
+    def errand_of(self, request: Any) -> Session | None:  # noqa: ANN401
+        """The session for which the tier itself sent this request, None where it did not."""
+        ...
+
+    def strip(self, outputs: Mapping[int, Any]) -> None:
+        """Take what answers such requests out of what vLLM sends, per client."""
         ...
 
     def offload(self, session: Session) -> tuple[Outcome, str]:
@@ -51,6 +68,19 @@ class NoTier:
     def held_tokens(self, session: Session) -> int:
         """0."""
         return 0
+
+    def arriving(self, request: Any, session: Session | None) -> None:  # noqa: ANN401
+        """Nothing."""
+
+    def ended(self, request: Any) -> None:  # noqa: ANN401
+        """Nothing."""
+
+    def errand_of(self, request: Any) -> Session | None:  # noqa: ANN401
+        """None."""
+        return None
+
+    def strip(self, outputs: Mapping[int, Any]) -> None:
+        """Nothing."""
 
     def offload(self, session: Session) -> tuple[Outcome, str]:
         """Refused."""
