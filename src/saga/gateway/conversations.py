@@ -48,6 +48,7 @@ _MAX_SHARERS: Final = 64
 _TAIL_ITEMS: Final = 64
 _ANSWER_CHARS: Final = 1_024
 _ENDING_CHARS: Final = 64
+_LOW_HALF: Final = 0 if sys.byteorder == "little" else 1
 
 
 _CALLED: Final = re.compile(rb'"name"\s*:\s*"([^"\\]{1,256})')
@@ -155,6 +156,10 @@ class Digest:
             return False
         item = self._items[place]
         return item.role in _ANSWERING or item.type in _ANSWER_ITEMS
+
+    def answers(self) -> bytes:
+        """What `is_answer` says of every message, a byte each."""
+        return bytes([item.role in _ANSWERING or item.type in _ANSWER_ITEMS for item in self._items])
 
     def said(self, place: int) -> tuple[int, int] | None:
         """Fingerprint of an answer's text."""
@@ -711,6 +716,8 @@ def _matches(conversation: Conversation, digest: Prompt, depth: int) -> bool | N
 
 def _packed(chain: Sequence[int]) -> bytes:
     """Four bytes per message: enough to find where two prompts part."""
+    if isinstance(chain, array):  # of 8 bytes each, from another process
+        return memoryview(chain).cast("B").cast("I")[_LOW_HALF::2].tobytes()
     return array("I", [link & 0xFFFFFFFF for link in chain]).tobytes()
 
 
