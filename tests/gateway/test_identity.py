@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga.gateway.contracts import Answer, Kind, Refused, Request
+from saga.gateway.contracts import MAX_CLASS, Answer, Kind, Refused, Request
 from saga.gateway.identity import GatewayIdentity
 from saga.gateway.reading import IdentitySettings, kind_of, with_fields
 from saga.gateway.tenants import Tenants
@@ -59,6 +59,7 @@ def keyed(tmp_path):
     path.write_text(
         f'[[tenant]]\nname = "a"\nkey_sha256 = "{hashes["sk-a"]}"\n'
         f'[[tenant]]\nname = "b"\nkey_sha256 = "{hashes["sk-b"]}"\ncache_salt = true\nmax_calls_in_flight = 1\n'
+        "may_go_first = true\n"
     )
     return GatewayIdentity(Tenants(path), settings=IdentitySettings(secret=b"test"))
 
@@ -268,6 +269,27 @@ def test_usage_is_asked_for_where_a_stream_would_not_say_it(identity, more, aske
     assert sent.pop("stream_options", None) == asked
     assert sent == {key: value for key, value in chat(**more).items() if key != "stream_options"}
     assert call.wants_usage is wants
+
+
+@pytest.mark.parametrize(
+    ("said", "anybody", "trusted"),
+    [
+        ({"body": {"priority": 3}}, 3, 3),
+        ({"body": {"priority": -3}}, 0, -3),
+        ({"body": {"priority": -(2**31)}}, 0, -MAX_CLASS),
+        ({"body": {"priority": 10**6}}, MAX_CLASS, MAX_CLASS),
+        ({"headers": {"X-Vllm-Priority": "-1"}}, 0, -1),
+        ({"headers": {"x-smg-priority": "bulk"}}, 1, 1),
+        ({"body": {"nvext": {"agent_hints": {"priority": 2}}}}, 0, -2),
+        ({"body": {"priority": "first"}}, 0, 0),
+        ({}, 0, 0),
+    ],
+)
+def test_anybody_may_stand_back_and_who_may_goes_first(keyed, said, anybody, trusted):
+    """Lower goes first, in whichever words it was said; within bounds, and below 0 only for tenants who may."""
+    for key, expected in (("sk-a", anybody), ("sk-b", trusted)):
+        call = keyed.identify(request(chat(**said.get("body", {})), as_tenant(key, **said.get("headers", {}))), 0.0)
+        assert call.priority == expected
 
 
 def test_usage_is_not_asked_for_where_that_is_switched_off():

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga.gateway.contracts import Answer, Call, Kind, Refused, Request
-from saga.gateway.scheduling import GatewayScheduling, SchedulingSettings
+from saga.gateway.contracts import MAX_CLASS, Answer, Call, Kind, Refused, Request
+from saga.gateway.scheduling import GatewayScheduling, SchedulingSettings, _classed
 from saga.gateway.workers import WorkerConfig, Workers
 from saga.scheduler.invariants import check
 
@@ -328,6 +328,35 @@ def test_extension_fields_go_only_to_engines_that_accept_them():
         assert extra["session_id"] == "s"
         assert isinstance(extra["priority"], int)
         assert all(isinstance(value, str | int | float) for value in extra["vllm_xargs"].values())
+
+    asyncio.run(scene())
+
+
+def test_classes_of_clients_come_before_the_schedulers_order_and_keep_it():
+    """A lower class goes first whatever the scheduler's priorities are; inside a class their order stays."""
+    ranks = (-(2**62), -1_000_000_000, 0, 7, 1_000_000_000, 2**62)
+    classed = [[_classed(rank, own) for rank in ranks] for own in (-MAX_CLASS, -1, 1, MAX_CLASS)]
+    assert all(inside == sorted(inside) and len(set(inside)) == len(ranks) for inside in classed)
+    assert all(max(lower) < min(higher) for lower, higher in itertools.pairwise(classed))
+    assert [_classed(rank, 0) for rank in ranks] == list(ranks)
+    assert _classed(1_000_000_000, -1) < _classed(-1_000_000_000, 0) < _classed(1_000_000_000, 0)
+    assert _classed(1_000_000_000, 0) < _classed(-1_000_000_000, 1)
+
+
+def test_a_calls_class_reaches_an_engine_that_takes_it():
+    """As one priority, lower first."""
+
+    async def scene():
+        workers = Workers()
+        scheduling = GatewayScheduling(workers, SchedulingSettings())
+        add(workers, "vllm", extensions=True)
+        got = []
+        for place, own in enumerate((-1, 0, 1)):
+            one = call(f"s{place}")
+            one.priority = own
+            got.append((await scheduling.admit(one)).extra["priority"])
+        assert got == sorted(got)
+        assert len(set(got)) == 3
 
     asyncio.run(scene())
 

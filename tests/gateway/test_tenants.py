@@ -33,6 +33,7 @@ weight = 2
 max_calls_in_flight = 2
 max_tokens_per_min = 6_000
 cache_salt = true
+may_go_first = true
 
 [[tenant]]
 name = "batch"
@@ -91,8 +92,8 @@ def test_other_keys_are_nobodys(tenants, authorization, api_key, code):
 def test_a_tenant_has_its_settings(tenants):
     """Weights, limits and the salt come from the file; what is not said has its default."""
     batch, research = tenants.all()
-    assert research == Tenant("research", research.keys, 2.0, 2, 6_000, cache_salt=True)
-    assert batch == Tenant("batch", batch.keys, 1.0, None, None, cache_salt=False)
+    assert research == Tenant("research", research.keys, 2.0, 2, 6_000, cache_salt=True, may_go_first=True)
+    assert batch == Tenant("batch", batch.keys, 1.0, None, None, cache_salt=False, may_go_first=False)
 
 
 def test_calls_in_flight_are_limited(tenants):
@@ -159,6 +160,7 @@ GOOD = f'[[tenant]]\nname = "a"\nkey_sha256 = "{hashed("k")}"\n'
         (GOOD + "weight = true", "weight is True"),
         (GOOD + "max_calls_in_flight = 0", "max_calls_in_flight is 0"),
         (GOOD + "cache_salt = 1", "cache_salt is 1"),
+        (GOOD + 'may_go_first = "yes"', "may_go_first is 'yes', not true or false"),
         (GOOD + "max_call = 1", "unknown field 'max_call'"),
         ("tenant = 3", r"no \[\[tenant\]\] in it"),
         ("tenant = [3]", "not a table"),

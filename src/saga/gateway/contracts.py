@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from saga.errors import SagaError
 from saga.events import Hints
+
+MAX_CLASS: Final = 8
+"""Clients' own priorities count from -8 to 8: more than that is as much as that."""
 
 
 class Kind(StrEnum):
@@ -60,7 +63,8 @@ class Call:
     prompt_tokens: estimated from bytes, never tokenized. retryable: may be sent again elsewhere if no byte came back.
     pinned: worker that must serve it ("" for any), e.g. by previous_response_id. retry_of: the live step that this is a
     client's retry of, "" if it is a new step. body: to be sent upstream (the client's own, unless a field must be added
-    or replaced). lines: header lines to add for the worker, each with its line end.
+    or replaced). lines: header lines to add for the worker, each with its line end. priority: the client's own class,
+    lower first, 0 for none.
     """
 
     kind: Kind
@@ -88,6 +92,7 @@ class Call:
     wants_usage: bool = True
     body: bytes = b""
     lines: bytes = b""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ class Place(_Message, tag=5):
     task: str | None = None
     deadline_s: float | None = None
     hints: Hints | None = None
+    priority: int = 0
 
 
 class Told(_Message, tag=6):
@@ -532,6 +533,7 @@ def placing(number: int, reading: Reading, digest: Digest | None) -> Place:
         reading.task,
         reading.deadline_s,
         call.hints,
+        call.priority,
     )
 
 
@@ -553,6 +555,7 @@ def reading(place: Place, tenant: Tenant) -> Reading:
         hints=place.hints,
         retryable=place.retryable,
         max_output_tokens=place.max_output_tokens,
+        priority=place.priority,
     )
     return Reading(
         call,

@@ -22,7 +22,7 @@ from msgspec import Raw
 from xxhash import xxh3_64_intdigest as xxh3
 
 from saga.gateway.body import Body, parse
-from saga.gateway.contracts import Call, Kind, Refused, Request
+from saga.gateway.contracts import MAX_CLASS, Call, Kind, Refused, Request
 from saga.gateway.conversations import Digest, Prompt, ends_with_tool, seed_of
 from saga.gateway.tenants import DEFAULT_TENANT, Tenant, Tenants
 from saga.wire import Named, Resolver
@@ -175,6 +175,7 @@ class Reader:
             hints=named.hints,
             retryable=kind in _STATELESS or (kind is Kind.RESPONSES and body.store is False),
             max_output_tokens=body.max_output_tokens,
+            priority=_allowed(named.priority or 0, tenant),
         )
         call.body = self._body_of(call, body, named, tenant)
         if digest.prefix_size >= _MIN_PREFIX_BYTES:
@@ -266,6 +267,11 @@ def _alone(kind: Kind, request: Request, tenant: Tenant, body: Body | None = Non
     call.stream = body.stream
     call.max_output_tokens = body.max_output_tokens
     return Reading(call, tenant, body.size)
+
+
+def _allowed(priority: int, tenant: Tenant) -> int:
+    """The class that a call may have: anybody may stand back (above 0), only a tenant who may goes first (below)."""
+    return max(-MAX_CLASS if tenant.may_go_first else 0, min(MAX_CLASS, priority))
 
 
 def _escaped(name: str) -> str:

@@ -45,6 +45,7 @@ from saga.workflow.model import WorkflowModel
 
 _LOOSE = frozenset({Kind.EMBEDDINGS, Kind.OTHER})
 _BYTES_PER_TOKEN = 4
+_PER_CLASS = 2**33
 _UNREACHABLE = "no connection to"  # how `upstream.Unreachable` begins where nobody listens
 _MAX_RETRY_AFTER_S = 60.0
 
@@ -496,7 +497,7 @@ class GatewayScheduling:
             forecast = step.pool.scheduler.model.forecast(session.track)
             xargs["saga_continue_probability"] = round(forecast.continue_probability, 4)
             xargs["saga_expected_gap_s"] = round(forecast.expected_gap_s, 3)
-        return {"session_id": call.session, "priority": order.priority, "vllm_xargs": xargs}
+        return {"session_id": call.session, "priority": _classed(order.priority, call.priority), "vllm_xargs": xargs}
 
     def _drop(self, step: _Step, call: Call) -> None:
         """A call that waited for the step does so no longer."""
@@ -805,6 +806,12 @@ def _nobody_asks(_call: Call, _answer: Answer | None, _worker: str) -> None:
 def _at(event: ev.Event, at_s: float) -> ev.Event:
     """The event, at another time: clocks of two calls may differ by the loop's resolution."""
     return msgspec.structs.replace(event, at_s=at_s)
+
+
+def _classed(priority: int, own_class: int) -> int:
+    """The scheduler's priority inside the client's own class: of two classes the lower goes first, whatever else."""
+    most = _PER_CLASS // 2 - 1
+    return max(-most, min(most, priority)) + own_class * _PER_CLASS if own_class else priority
 
 
 def _finish(at_s: float, call: Call, seat: str, answer: Answer) -> ev.StepFinished:

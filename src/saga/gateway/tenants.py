@@ -9,6 +9,7 @@ Tenants come from a TOML file that holds hashes of keys, never keys:
     max_calls_in_flight = 64
     max_tokens_per_min = 2_000_000
     cache_salt = true
+    may_go_first = true
 
 Without a file there is one tenant, "default", and nobody is asked for a key; whether that is allowed on the address
 being served is for the server to say. It refuses to know sessions, workers and bodies.
@@ -30,12 +31,16 @@ from saga.gateway.contracts import Refused
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
-_FIELDS: Final = ("name", "key_sha256", "weight", "max_calls_in_flight", "max_tokens_per_min", "cache_salt")
+_FLAGS: Final = ("cache_salt", "may_go_first")
+_FIELDS: Final = ("name", "key_sha256", "weight", "max_calls_in_flight", "max_tokens_per_min", *_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One tenant. Limits of None are no limits; keys are SHA-256 digests; cache_salt keeps its caches apart."""
+    """One tenant. Limits of None are no limits; keys are SHA-256 digests; cache_salt keeps its caches apart.
+
+    may_go_first: its calls may ask for a priority that puts them before those of others at an engine.
+    """
 
     name: str
     keys: tuple[bytes, ...] = ()
@@ -43,6 +48,7 @@ class Tenant:
     max_calls_in_flight: int | None = None
     max_tokens_per_min: int | None = None
     cache_salt: bool = False
+    may_go_first: bool = False
 
 
 DEFAULT_TENANT: Final = Tenant("default")
@@ -207,16 +213,17 @@ def _tenant(path: Path, place: int, said: Any) -> Tenant:  # noqa: ANN401 - what
     weight = said.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1e6:
         raise UsageError(f"{where}: weight is {weight!r}, not a number above 0")
-    salt = said.get("cache_salt", False)
-    if not isinstance(salt, bool):
-        raise UsageError(f"{where}: cache_salt is {salt!r}, not true or false")
+    for flag in _FLAGS:
+        if not isinstance(said.get(flag, False), bool):
+            raise UsageError(f"{where}: {flag} is {said[flag]!r}, not true or false")
     return Tenant(
         name,
         tuple(bytes.fromhex(key) for key in keys),
         float(weight),
         _most(where, said, "max_calls_in_flight"),
         _most(where, said, "max_tokens_per_min"),
-        salt,
+        cache_salt=said.get("cache_salt", False),
+        may_go_first=said.get("may_go_first", False),
     )
 
 
