@@ -3,9 +3,9 @@
     python benchmarks/tiny_model.py FOLDER
 
 Hidden size 256, 4 layers, 4 heads, 2 KV heads, 3.4 million parameters in bfloat16: 2,048 bytes of KV per token. The
-byte-level BPE of 2,048 tokens is trained on text made here, so everywhere the same call gives the same folder. Its
-answers mean nothing; with temperature 0 the same prompt gives the same ones. About a second. Needs vLLM's environment
-(torch, tokenizers, safetensors).
+byte-level BPE of 2,048 tokens is trained on text made here, so everywhere the same call gives the same folder; a word
+of `saga replay` is one token. Its answers mean nothing; with temperature 0 the same prompt gives the same ones. About a
+second. Needs vLLM's environment (torch, tokenizers, safetensors).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+
+from saga.bench.transcript import WORDS
 
 VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, INNER, MAX_TOKENS = 2_048, 256, 4, 4, 2, 512, 32_768
 HEAD = HIDDEN // HEADS
@@ -88,6 +90,8 @@ def _text(dice: Random, num_lines: int = 4_000) -> Iterator[str]:
     words = ["".join((dice.choice(starts), dice.choice(vowels), dice.choice(ends))) for _ in range(900)]
     words += [one + other for one, other in zip(words, reversed(words), strict=True)]
     weights = [1.0 / (rank + 1) for rank in range(len(words))]
+    for _ in range(num_lines // 20):
+        yield "".join(dice.sample(WORDS, k=100))
     for _ in range(num_lines):
         line = dice.choices(words, weights, k=dice.randint(4, 14))
         match dice.randrange(4):

@@ -25,7 +25,8 @@ MARKUP_TOKENS = 4
 """Tokens that chat templates add to a message, about; new text is shorter by as much."""
 
 _CONSONANTS, _VOWELS = "bcdfghjklmnprstvwz", "aeiou"
-_WORDS = tuple(f"{a}{b}{c} " for a in _CONSONANTS for b in _VOWELS for c in "dlmnrst")
+WORDS = tuple(f"{a}{b}{c} " for a in _CONSONANTS for b in _VOWELS for c in "dlmnrst")
+"""What all texts are made of."""
 
 
 class Piece:
@@ -87,7 +88,7 @@ class Texts:
 
     def _words(self, stream: int, place: int, count: int) -> str:
         seed = xxhash.xxh3_64_intdigest(f"{self._salt}/{stream}/{place}".encode())
-        return "".join(Random(seed).choices(_WORDS, k=count))
+        return "".join(Random(seed).choices(WORDS, k=count))
 
     def answered(self, call: Call, text: str, output_tokens: int, tool_calls: list[dict[str, Any]]) -> None:
         """The server's answer extends the call's last stream, unless somebody has gone on there already."""
