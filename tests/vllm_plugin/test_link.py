@@ -152,8 +152,10 @@ def test_every_directive_arrives_as_it_was_meant():
         coordinator.order(id=6, offload=wire.Offload(session="s"))
         coordinator.order(id=7, prefetch=wire.Prefetch(session="s"))
         coordinator.order(id=8, prioritize=wire.Prioritize(priority_by_step={"a": -(2**62), "b": 2**62}))
-        assert polled(link, 8) == [
-            (1, Retain("s", 2.0, 1.0, 0.5)),
+        (one, retain), *others = polled(link, 8)
+        assert one == 1
+        assert retain == Retain("s", pytest.approx(2.0, abs=0.5), pytest.approx(1.0, abs=0.5), 0.5)
+        assert others == [
             (2, Retain("s")),
             (3, Release("s", Standing.ACTIVE)),
             (4, Release("s", Standing.PAUSED)),
@@ -168,6 +170,22 @@ def test_every_directive_arrives_as_it_was_meant():
         assert [(a.id, wire.Outcome.Name(a.outcome), a.why) for a in heard] == [
             (6, f"OUTCOME_{outcome.name}", "why") for outcome in Outcome
         ]
+
+
+def test_what_waited_for_an_idle_engine_is_shorter_by_that(monkeypatch):
+    """Times count from the receipt, not from when the engine woke; a deadline that passed meanwhile is at once."""
+    with linked() as (coordinator, link):
+        coordinator.order(id=1, retain=wire.Retain(session="s", for_s=20.0, expected_use_s=5.0, reuse_probability=1.0))
+        coordinator.order(id=2, retain=wire.Retain(session="s", for_s=5.0, expected_use_s=-1.0, reuse_probability=1.0))
+        release = wire.Release(session="s", standing=wire.STANDING_PAUSED, expected_use_s=20.0)
+        coordinator.order(id=3, release=release)
+        until(lambda: len(link._directives) == 3)
+        now_s = time.monotonic()
+        monkeypatch.setattr("saga.vllm_plugin.link.monotonic", lambda: now_s + 10.0)
+        (_, long), (_, short), (_, paused) = link.poll()
+        assert (long.for_s, long.expected_use_s) == (pytest.approx(10.0, abs=0.5), 0.0)
+        assert (short.for_s, short.expected_use_s) == (0.001, None)
+        assert paused.expected_use_s == pytest.approx(10.0, abs=0.5)
 
 
 @pytest.mark.parametrize(

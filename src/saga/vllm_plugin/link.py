@@ -17,7 +17,9 @@ import random
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import inf, isfinite
+from time import monotonic
 
 from saga import __version__
 from saga.commands import Standing
@@ -60,6 +62,7 @@ _MAX_NAME = 512
 _MAX_PRIORITIES = 10_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _CLOSE_S = 1.0
+_SOON_S = 0.001
 _REPORT_EVERY_S = 0.1
 _SHORTEST_REPORT_S, _LONGEST_REPORT_S = 0.01, 60.0
 _OPTIONS = (
@@ -94,7 +97,7 @@ class GrpcLink:
     def __init__(self, config: LinkConfig, facts: EngineFacts) -> None:
         self._config = config
         self._facts = facts
-        self._directives: deque[tuple[int, Directive]] = deque()
+        self._directives: deque[tuple[float, int, Directive]] = deque()
         self._ignored: Counter[str] = Counter()
         self._outbox = _Outbox(self._ignored)
         self._report_every_s = inf
@@ -116,11 +119,15 @@ class GrpcLink:
         return self._report_every_s
 
     def poll(self) -> list[tuple[int, Directive]]:
-        """At most 256 at a time."""
+        """At most 256 at a time; of times, what is left of them since they came."""
+        if not self._directives:
+            return []
         polled: list[tuple[int, Directive]] = []
+        now_s = monotonic()
         try:
             while self._directives and len(polled) < _MAX_POLLED:
-                polled.append(self._directives.popleft())
+                came_s, number, directive = self._directives.popleft()
+                polled.append((number, _later(directive, now_s - came_s)))
         except IndexError:  # the link's thread took the last one away
             pass
         return polled
@@ -234,13 +241,13 @@ class GrpcLink:
             return
         if len(self._directives) >= _MAX_DIRECTIVES:
             try:
-                oldest, _ = self._directives.popleft()
+                _, oldest, _ = self._directives.popleft()
             except IndexError:  # the engine took them all
                 pass
             else:
                 self._ignored["link_too_many"] += 1
                 self._outbox.add_answer(oldest, Outcome.REFUSED, "too many directives wait")
-        self._directives.append((said.id, directive))
+        self._directives.append((monotonic(), said.id, directive))
 
 
 # ---------------------------------------------------------------------- what waits to be sent
@@ -416,6 +423,20 @@ def _release(said: wire.Directive) -> Release:
     if standing is None:
         raise ValueError(f"standing {release.standing}: expected active, paused or ended")
     return Release(_session(release.session), standing, _expected(release.expected_use_s))
+
+
+def _later(directive: Directive, age_s: float) -> Directive:
+    """The directive as it would be said `age_s` later: an idle engine polls when it wakes."""
+    if isinstance(directive, Retain):
+        for_s = None if directive.for_s is None else max(_SOON_S, directive.for_s - age_s)
+        return replace(directive, for_s=for_s, expected_use_s=_sooner(directive.expected_use_s, age_s))
+    if isinstance(directive, Release):
+        return replace(directive, expected_use_s=_sooner(directive.expected_use_s, age_s))
+    return directive
+
+
+def _sooner(expected_use_s: float | None, age_s: float) -> float | None:
+    return None if expected_use_s is None else max(0.0, expected_use_s - age_s)
 
 
 def _prioritize(said: wire.Directive) -> Prioritize:
