@@ -504,3 +504,70 @@ def test_interleaved_agents_with_tasks_of_their_own_never_share(turns):
         assert placement.common_tokens is None or placement.common_tokens <= placement.prompt_tokens
         agents[agent] += [said(answer), user("go on")]
     assert len(owners) == len({agent for agent, _ in turns})
+
+
+def restarted(gateway, away_s=60.0, **settings):
+    """Another gateway that takes over what this one knew."""
+    packed = []
+    for packed in gateway.conversations.snapshots(gateway.now_s):  # noqa: B007 - the last one is whole
+        pass
+    other = Gateway(**settings)
+    other.now_s = 5.0  # its own clock
+    other.conversations.restore(packed, other.now_s, away_s)
+    return other
+
+
+def test_conversations_go_on_after_a_restart():
+    """Sessions, forks, shares of prompts and answers are what they would have been."""
+    gateway = Gateway()
+    main, step = gateway.begin([SYSTEM, user("task")])
+    gateway.end(main, step, "ok", prompt_tokens=500, output_tokens=9)
+    side, step = gateway.begin([SYSTEM, user("other")])
+    gateway.end(side, step, "fine", tools=("Bash:git",))
+    asked = [SYSTEM, user("task"), said("ok"), user("more")]
+    again = restarted(gateway)
+    here, there = gateway.turn(asked), again.turn(asked)
+    assert (here.session, here.why, here.prompt_tokens, here.common_tokens) == (
+        there.session,
+        there.why,
+        there.prompt_tokens,
+        there.common_tokens,
+    )
+    assert there.common_tokens == 509
+    called = [SYSTEM, user("other"), calls("Bash"), result("x")]
+    assert again.turn(called).session == side.session
+
+
+def test_what_was_live_before_a_restart_is_retried_not_begun_again():
+    """The client repeats the call that the restart has cut off: the same session, a retry."""
+    gateway = Gateway()
+    cut, _ = gateway.begin([SYSTEM, user("task")])
+    retry = restarted(gateway).turn([SYSTEM, user("task")])
+    assert (retry.session, retry.why) == (cut.session, "retry")
+
+
+def test_what_is_kept_is_bounded_and_ages_while_nobody_is_there():
+    """The latest, so many and of so many bytes; none that had been idle for too long by now."""
+    gateway = Gateway(max_idle_s=100.0)
+    for number in range(20):
+        gateway.turn([SYSTEM, user(f"task {number}")])
+    conversations = gateway.conversations
+    latest = list(conversations._table)
+    counts = [list(conversations.snapshots(gateway.now_s, most, size, 2)) for most, size in ((6, 9_999), (20, 32))]
+    assert [len(packed[-1]) for packed in counts] == [3, 2]
+    other = Gateway()
+    other.conversations.restore(counts[0][-1], 0.0, 0.0)
+    assert list(other.conversations._table) == latest[-6:]
+    assert len(restarted(gateway, 1_000.0, max_idle_s=100.0).conversations) == 0
+    assert len(restarted(gateway, max_conversations=3).conversations) == 3
+
+
+def test_a_snapshot_that_cannot_be_read_takes_nothing_over():
+    """Not even its good half."""
+    gateway = Gateway()
+    gateway.turn([SYSTEM, user("task")])
+    (packed,) = gateway.conversations.snapshots(gateway.now_s)
+    other = Gateway()
+    with pytest.raises(ValueError, match="array"):
+        other.conversations.restore([*packed, b"\x91\x91\x01"], 0.0, 0.0)
+    assert len(other.conversations) == 0

@@ -6,6 +6,7 @@ import hashlib
 import json
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -422,3 +423,29 @@ def test_remembered_words_are_bounded(identity, monkeypatch):
         identity.answered(identity.identify(request(chat(), named), at_s), DONE, at_s + 0.5)
         assert len(identity.reader._words) <= 8
     assert all(len(value) < 1_024 for headers, _ in identity.reader._words for _, value in headers)
+
+
+def test_stored_responses_and_estimates_survive_a_restart(identity):
+    """`previous_response_id` leads back to its worker and session; no text is kept."""
+    first = identity.identify(request({"model": "m", "input": "secret task"}, path="/v1/responses"), 0.0)
+    answer = Answer(prompt_tokens=10, output_tokens=5, complete=True, text="secret answer", response_id="resp_1")
+    identity.answered(first, answer, 1.0, "w1")
+    *_, data = identity.snapshots(2.0)
+    packed = msgspec.msgpack.encode(data)
+    assert b"secret" not in packed
+    other = GatewayIdentity(settings=IdentitySettings(secret=b"test"))
+    other.restore(msgspec.msgpack.decode(packed), 0.0, 30.0)
+    assert other.estimator.bytes_per_token("m") == identity.estimator.bytes_per_token("m") != 4.0
+    body = {"model": "m", "input": "go on", "previous_response_id": "resp_1"}
+    second = other.identify(request(body, path="/v1/responses"), 1.0)
+    assert (second.session, second.pinned, second.common_tokens) == (first.session, "w1", 15)
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 2}, {"responses": [["a"]]}, {"bytes_per_token": {"m": [1.0, 0.0]}}, {"conversations": [b"x"]}]
+)
+def test_what_is_no_snapshot_is_refused(identity, change):
+    """With ValueError, which the gateway logs."""
+    *_, data = identity.snapshots(2.0)
+    with pytest.raises(ValueError, match=r".+"):
+        identity.restore(data | change, 0.0, 0.0)

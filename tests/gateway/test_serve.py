@@ -235,17 +235,48 @@ def test_the_same_secret_after_a_restart(tmp_path):
     play(work)
 
 
-def test_a_snapshot_of_another_version_is_left_behind_with_a_warning(tmp_path, caplog):
-    """The gateway starts without it."""
+@pytest.mark.parametrize(
+    ("part", "data"),
+    [
+        ("scheduling", {"model": {"format": 99}, "homes": [["s"]]}),
+        ("identity", {"saved_at": 1.0, "data": {"format": 99}}),
+        ("identity", {"data": {}}),
+        ("identity", ["nothing"]),
+    ],
+)
+def test_a_snapshot_of_another_version_is_left_behind_with_a_warning(tmp_path, caplog, part, data):
+    """The gateway starts without it, and with the other parts."""
 
     async def work():
         db = str(tmp_path / "saga.db")
         async with gateway(config(db=db)) as (made, _):
-            made.store.save("scheduling", {"model": {"format": 99}, "homes": []})
-            made.store.flush()
-            made.scheduling.snapshot = lambda: {"model": {"format": 99}, "homes": [["s"]]}
+            made._parts = lambda: iter([(part, data)])
         async with gateway(config(db=db)):
             assert "cannot be used" in caplog.text
+
+    play(work)
+
+
+def test_what_calls_belong_to_is_known_after_a_restart(tmp_path):
+    """Conversations and learned bytes per token are there again: a call that goes on does so in its session."""
+
+    async def work():
+        found, ratios = [], []
+        messages = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "you"}]
+        async with worker() as url:
+            for _ in range(2):
+                async with gateway(config(WorkerConfig(url, name="w"), db=str(tmp_path / "saga.db"))) as (made, _):
+                    known = list(made.identity.conversations._table)
+                    ratios.append(made.identity.estimator.bytes_per_token("m"))
+                    async with aiohttp.ClientSession() as http:
+                        body = {"model": "m", "messages": messages}
+                        async with http.post(f"{made.url}/v1/chat/completions", json=body) as answer:
+                            found.append((answer.status, answer.headers["x-saga-session"]))
+                    messages += [{"role": "assistant", "content": "x"}, {"role": "user", "content": "more"}]
+                    ratios.append(made.identity.estimator.bytes_per_token("m"))
+            assert found[0] == found[1]
+            assert known == [found[0][1]]
+            assert ratios[0] == 4.0 != ratios[1] == ratios[2]
 
     play(work)
 

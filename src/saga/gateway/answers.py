@@ -10,6 +10,7 @@ It refuses to know sessions, workers and sockets.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -459,6 +460,17 @@ class TokenEstimator:
         """The learned ratio; 4 where nothing was learned."""
         known = self._ratios.get(model)
         return known[0] / known[1] if known is not None else self._default
+
+    def snapshot(self) -> dict[str, tuple[float, float]]:
+        """(bytes, tokens) by model, as plain data."""
+        return dict(self._ratios)
+
+    def restore(self, ratios: Mapping[str, tuple[float, float]]) -> None:
+        """Take over what `snapshot` gave. Raises ValueError where a ratio cannot be."""
+        for model, (num_bytes, num_tokens) in ratios.items():
+            if not 0.5 * num_tokens <= num_bytes <= 64.0 * num_tokens or not num_tokens > 0.0:
+                raise ValueError(f"{num_bytes} bytes are no {num_tokens} tokens of {model!r}")
+            self._ratios[model] = (num_bytes, num_tokens)
 
     def tokens(self, model: str, num_bytes: float) -> int:
         """Tokens in so many bytes of prompt; at least 1."""

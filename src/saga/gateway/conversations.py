@@ -28,6 +28,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 import msgspec
@@ -320,6 +321,35 @@ class Conversation:
 _NEVER: Final = float("-inf")
 
 
+class _Saved(msgspec.Struct, array_like=True, gc=False):
+    """A conversation as it outlives its process. age_s: since it was last seen; was_live: its last step had no end."""
+
+    session: str
+    parent: str | None
+    task: str
+    root: int
+    model: str
+    chain: bytes
+    end: int
+    prefix: int
+    last: int
+    size: int
+    text: int
+    body: int
+    step: str
+    age_s: float
+    was_live: bool
+    prompt_tokens: int
+    output_tokens: int
+    answer: int
+    ending: int
+    tools: tuple[str, ...]
+    children: int
+
+
+_SAVED: Final = msgspec.msgpack.Decoder(list[_Saved])
+
+
 @dataclass(slots=True)
 class Placement:
     """Where a prompt belongs. common_tokens: None where nothing is known. why: one of the words of this module."""
@@ -450,6 +480,43 @@ class Conversations:
             conversation.output_tokens = answer.output_tokens
         conversation.answer, conversation.ending = answer.fingerprint or fingerprint(answer.text)
         conversation.tools = answer.tool_calls
+
+    def snapshots(
+        self, at_s: float, most: int = 50_000, max_chain_bytes: int = 32 * 2**20, batch: int = 500
+    ) -> Iterator[list[bytes]]:
+        """The latest conversations, packed, growing by a batch at a time (about 2 ms of work each); oldest last."""
+        packed: list[bytes] = []
+        latest = list(islice(reversed(self._table.values()), most))
+        for start in range(0, len(latest), batch):
+            some = latest[start : start + batch]
+            max_chain_bytes -= sum(len(one.chain) for one in some)
+            if max_chain_bytes < 0:
+                return
+            packed.append(msgspec.msgpack.encode([_saved(one, at_s) for one in some]))
+            yield packed
+
+    def restore(self, packed: Sequence[bytes], at_s: float, away_s: float) -> None:
+        """Take over what `snapshots` gave, before the first call. away_s: how long ago that was.
+
+        What was live then has failed now, so that the client's retry is one. Raises msgspec.MsgspecError for what
+        cannot be read, and then takes nothing over.
+        """
+        found = [saved for batch in packed for saved in _SAVED.decode(batch)]
+        for saved in reversed(found):
+            if saved.age_s + away_s <= self.settings.max_idle_s and len(self._table) < self.settings.max_conversations:
+                self._revive(saved, at_s, away_s)
+
+    def _revive(self, saved: _Saved, at_s: float, away_s: float) -> None:
+        conversation = Conversation(saved.session, saved.parent, saved.task)
+        for name in _KEPT:
+            setattr(conversation, name, getattr(saved, name))
+        conversation.model = sys.intern(saved.model)
+        conversation.at_s = at_s - away_s - saved.age_s
+        conversation.failed_s = at_s if saved.was_live else _NEVER
+        self._table[saved.session] = conversation
+        _link(self._ends, conversation.end, conversation)
+        if conversation.root:
+            _link(self._roots, conversation.root, conversation)
 
     def _following(self, before: Conversation, digest: Prompt, at_s: float, per_token: float) -> Placement:
         """A prompt that the engine appends to a context it has kept."""
@@ -672,6 +739,24 @@ class Conversations:
             members.remove(conversation)
             if len(members) == 1:
                 index[link] = members[0]
+
+
+_KEPT: Final = tuple(
+    name for name in _Saved.__struct_fields__ if name not in ("session", "parent", "task", "model", "age_s", "was_live")
+)
+"""Fields that are the same in a conversation and in what is saved of it."""
+
+
+def _saved(conversation: Conversation, at_s: float) -> _Saved:
+    return _Saved(
+        session=conversation.session,
+        parent=conversation.parent,
+        task=conversation.task,
+        model=conversation.model,
+        age_s=max(0.0, at_s - conversation.at_s),
+        was_live=_live(conversation, at_s),
+        **{name: getattr(conversation, name) for name in _KEPT},
+    )
 
 
 def _link(index: dict[int, Conversation | list[Conversation]], link: int, conversation: Conversation) -> None:

@@ -487,7 +487,7 @@ class FarPrompt:
 def sent(digest: Digest) -> SentPrompt:
     """A prompt on its way to the coordinator. O(messages)."""
     plain = digest.plain
-    answers = b"" if plain else bytes([digest.is_answer(place) for place in range(len(digest.chain))])
+    answers = digest.answers()
     answer = answers.rfind(1)
     return SentPrompt(
         array("Q", digest.chain).tobytes(),

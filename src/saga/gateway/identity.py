@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
 
 from saga.gateway.answers import TokenEstimator
 from saga.gateway.contracts import Answer, Call, Kind, Request
@@ -18,6 +23,8 @@ from saga.gateway.conversations import Conversations, ConversationSettings, Prom
 from saga.gateway.reading import IdentitySettings, Reader, Reading
 from saga.gateway.tenants import Tenants
 from saga.wire import Resolver
+
+_FORMAT: Final = 1
 
 
 @dataclass(slots=True)
@@ -27,6 +34,15 @@ class _Pending:
     tenant: str
     num_bytes: int
     tokens: int
+
+
+class _Saved(msgspec.Struct):
+    """What outlives a process."""
+
+    format: int
+    bytes_per_token: dict[str, tuple[float, float]]
+    responses: list[tuple[str, tuple[str, str]]]
+    conversations: list[bytes]
 
 
 class GatewayIdentity:
@@ -97,6 +113,31 @@ class GatewayIdentity:
             self._responses[f"{call.tenant}/{answer.response_id}"] = (call.session, worker)
             if len(self._responses) > self.settings.max_response_ids:
                 self._responses.popitem(last=False)
+
+    def snapshots(self, at_s: float, most: int = 50_000) -> Iterator[dict[str, Any]]:
+        """What is worth keeping over a restart, as plain data that grows by about a millisecond's work at a time.
+
+        Learned bytes per token; the latest `most` stored responses and conversations. No prompt and no answer is in it.
+        """
+        data: dict[str, Any] = {
+            "format": _FORMAT,
+            "bytes_per_token": self.estimator.snapshot(),
+            "responses": list(islice(reversed(self._responses.items()), most)),
+            "conversations": [],
+        }
+        yield data
+        for packed in self.conversations.snapshots(at_s, most):
+            data["conversations"] = packed
+            yield data
+
+    def restore(self, data: Any, at_s: float, away_s: float) -> None:  # noqa: ANN401 - whatever was found
+        """Take over what `snapshots` gave `away_s` ago, before the first call. Raises ValueError for what it is not."""
+        saved = msgspec.convert(data, _Saved)
+        if saved.format != _FORMAT:
+            raise ValueError(f"format {saved.format}; this version writes {_FORMAT}")
+        self.conversations.restore(saved.conversations, at_s, max(0.0, away_s))
+        self.estimator.restore(saved.bytes_per_token)
+        self._responses.update(reversed(saved.responses))
 
     def _place_in_conversation(
         self, reading: Reading, digest: Prompt, tokens: int, known: tuple[str, str] | None, at_s: float

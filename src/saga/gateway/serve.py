@@ -21,7 +21,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -351,27 +351,42 @@ class Gateway:
     def _restore(self) -> None:
         if self.store is None:
             return
-        saved = self.store.load("scheduling")
-        if saved is None:
-            return
-        try:
-            self.scheduling.restore(saved)
-        except (UsageError, KeyError, TypeError, ValueError) as error:
-            say(logging.WARNING, "what was learned before cannot be used", why=str(error))
+        for part, restore in (("scheduling", self.scheduling.restore), ("identity", self._restore_identity)):
+            saved = self.store.load(part)
+            if saved is None:
+                continue
+            try:
+                restore(saved)
+            except (UsageError, KeyError, TypeError, ValueError) as error:
+                say(logging.WARNING, "what was learned before cannot be used", part=part, why=str(error))
+
+    def _restore_identity(self, saved: dict[str, Any]) -> None:
+        away_s = time.time() - float(saved["saved_at"])
+        self.identity.restore(saved["data"], asyncio.get_running_loop().time(), away_s)
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """What is kept over a restart, by part: each as often as it has grown, by a millisecond's work or so."""
+        for scheduling in self.scheduling.snapshots():
+            yield "scheduling", scheduling
+        saved_at = time.time()
+        for identity in self.identity.snapshots(asyncio.get_running_loop().time()):
+            yield "identity", {"saved_at": saved_at, "data": identity}
 
     def _save(self) -> None:
         if self.store is not None:
-            self.store.save("scheduling", self.scheduling.snapshot())
+            for part, data in dict(self._parts()).items():
+                self.store.save(part, data)
 
     async def _save_on(self) -> None:
         while True:
             await asyncio.sleep(self.config.save_every_s)
-            data: dict[str, Any] = {}
-            for part in self.scheduling.snapshots():
-                data = part
+            whole: dict[str, Any] = {}
+            for part, data in self._parts():
+                whole[part] = data
                 await asyncio.sleep(0)  # calls come first
-            if self.store is not None:
-                self.store.save("scheduling", data)
+            for part, data in whole.items():
+                if self.store is not None:
+                    self.store.save(part, data)
 
 
 def _trust(workers: Iterable[WorkerConfig]) -> ssl.SSLContext:
