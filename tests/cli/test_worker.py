@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from saga.vllm_plugin.transfer_config import transfer_config
+
 STAND_IN = """
 import json, os, signal, sys, time
 def leave(*_):
@@ -97,12 +99,14 @@ def test_the_url_is_where_the_gateway_reaches_it(saga):
 
 
 def test_dram_is_vllms_connector_with_our_spec(saga):
-    """Generated tokens included."""
+    """Binary gigabytes; behind it the folder that workers share, where one is named."""
     config = json.loads(after(printed(saga, "m", "--dram-gb", "1.5"), "--kv-transfer-config"))
-    extra = config["kv_connector_extra_config"]
-    assert config["kv_connector"] == "OffloadingConnector"
-    assert (extra["cpu_bytes_to_use"], extra["offload_prompt_only"]) == (3 * 2**29, False)
-    assert extra["spec_module_path"] == "saga.vllm_plugin.offload"
+    assert config == transfer_config(3 * 2**29)
+    flags = ("--dram-gb", "1", "--shared-kv", "/dev/shm/kv")  # noqa: S108 - printed
+    assert json.loads(after(printed(saga, "m", *flags), "--kv-transfer-config")) == transfer_config(
+        2**30,
+        shared_folder="/dev/shm/kv",  # noqa: S108 - same
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,6 +124,7 @@ def test_dram_is_vllms_connector_with_our_spec(saga):
         (["m", "--coordinator", "nowhere"], "expected HOST:PORT"),
         (["m", "--coordinator", "10.0.0.1:1"], "a gateway at 10.0.0.1 cannot reach it"),
         (["m", "--dram-gb", "1", "--kv-transfer-config", "{}"], "give one of them"),
+        (["m", "--shared-kv", "kv"], "give --dram-gb too"),
         (["m", "--port", "0"], "--port"),
     ],
 )

@@ -34,6 +34,9 @@ def worker(
     dram_gb: Annotated[
         float, typer.Option("--dram-gb", min=0.0, help="Host memory for KV blocks, GB; 0 for no such tier.")
     ] = 0.0,
+    shared_kv: Annotated[
+        str, typer.Option(help="Folder (in /dev/shm) that workers of this host share: sessions move with their KV.")
+    ] = "",
     coordinator: Annotated[
         str, typer.Option(help="HOST:PORT; its key is $SAGA_COORDINATOR_KEY.", rich_help_panel=_LINK)
     ] = "",
@@ -61,8 +64,10 @@ def worker(
     command += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
     if settings:
         command += ["--additional-config", json.dumps(settings)]
+    if shared_kv and not dram_gb:
+        raise UsageError("--shared-kv lies behind the host tier: give --dram-gb too")
     if dram_gb:
-        command += ["--kv-transfer-config", json.dumps(_host_tier(flags, dram_gb))]
+        command += ["--kv-transfer-config", json.dumps(_host_tier(flags, dram_gb, shared_kv))]
     command += flags
     if only_print:
         typer.echo(shlex.join(command))
@@ -112,20 +117,13 @@ def _json(text: str) -> dict[str, Any]:
     return said
 
 
-def _host_tier(flags: list[str], dram_gb: float) -> dict[str, Any]:
-    """A connector of vLLM with our spec."""
+def _host_tier(flags: list[str], dram_gb: float, shared_kv: str) -> dict[str, Any]:
+    """What goes into `--kv-transfer-config`."""
+    from saga.vllm_plugin.transfer_config import transfer_config
+
     if any(flag.replace("_", "-").startswith(("--kv-transfer-config", "--kv-offloading")) for flag in flags):
         raise UsageError("--dram-gb and vLLM's own flags for offloading exclude each other: give one of them")
-    return {
-        "kv_connector": "OffloadingConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {
-            "spec_name": "SagaOffloadingSpec",
-            "spec_module_path": "saga.vllm_plugin.offload",
-            "cpu_bytes_to_use": int(dram_gb * 2**30),
-            "offload_prompt_only": False,
-        },
-    }
+    return transfer_config(int(dram_gb * 2**30), shared_folder=shared_kv)
 
 
 def _url(host: str, port: int, coordinator: str) -> str:
