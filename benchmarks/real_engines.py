@@ -383,7 +383,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Start all, measure in turn, end all."""
     arguments = parse()
-    console = Console()
+    console = Console(width=max(110, Console().width))
     shapes = [
         haiku(arguments.oversubscription, arguments.speed) if name == "haiku" else WORKLOADS[name]
         for name in arguments.workloads
