@@ -115,23 +115,27 @@ def lives(pid):
         return False
 
 
-def test_fronts_do_not_outlive_a_killed_parent():
-    """SIGKILL of the coordinator: the port is free again soon."""
+def test_fronts_do_not_outlive_a_killed_parent(tmp_path):
+    """SIGKILL of the coordinator: its fronts and its socket's folder are gone soon."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "saga", "serve", "--processes", "2", "--port", str(port), "--admin-port", "0"]
-    parent = subprocess.Popen([*command, "--worker", "http://127.0.0.1:9"], stdout=subprocess.PIPE, text=True)
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([*command, "--worker", "http://127.0.0.1:9"], stdout=subprocess.PIPE, text=True, env=env)
     try:
         assert parent.stdout.readline().startswith("SAGA")
         fronts = children(parent.pid)
         assert len(fronts) == 2
+        (folder,) = tmp_path.iterdir()
+        assert folder.stat().st_mode & 0o077 == 0
         parent.kill()
         parent.wait()
         end = time.monotonic() + 20.0
         while any(map(lives, fronts)) and time.monotonic() < end:
             time.sleep(0.05)
         assert not any(map(lives, fronts))
+        assert not folder.exists()
     finally:
         parent.kill()
         parent.wait()

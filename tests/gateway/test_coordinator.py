@@ -315,3 +315,16 @@ def test_our_own_fault_is_a_500_and_nothing_stays(monkeypatch, caplog):
         assert "could not be identified" in caplog.text
 
     play(work)
+
+
+def test_a_front_that_comes_while_all_drain_drains_too():
+    """One that was just being replaced must not be waited for."""
+
+    async def work(gateway, hand):
+        gateway.coordinator.tell_all(frames.Drain(2.0))
+        assert (await hand.hears(frames.Drain)).timeout_s == 2.0
+        late = await Hand().open(gateway.path)
+        assert (await late.hears(frames.Drain)).timeout_s == 2.0
+        late.link.close()
+
+    play(work)

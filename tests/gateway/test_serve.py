@@ -90,7 +90,8 @@ async def until(true):
             await asyncio.sleep(0.01)
 
 
-def test_a_worker_has_its_own_key_and_never_the_clients(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_worker_has_its_own_key_and_never_the_clients(tmp_path, processes):
     """Over TLS, with an authority of its own."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -102,7 +103,7 @@ def test_a_worker_has_its_own_key_and_never_the_clients(tmp_path):
         seen = []
         async with worker(tls=context, seen=seen) as url:
             entry = WorkerConfig(url, key="the worker's", ca_file=str(file))
-            async with gateway(config(entry)) as (_, ask):
+            async with gateway(config(entry, processes=processes)) as (_, ask):
                 assert await ask(authorization="Bearer the client's", **{"x-api-key": "the client's"}) == 200
             assert seen[0]["Authorization"] == "Bearer the worker's"
             assert "the client's" not in str(seen)
@@ -152,7 +153,8 @@ def test_workers_of_the_file_follow_its_changes(tmp_path, monkeypatch, caplog):
     play(work)
 
 
-def test_tenants_of_the_file_follow_its_changes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tenants_of_the_file_follow_its_changes(tmp_path, monkeypatch, processes):
     """A new key is let in, an old one no longer, weights are those of the file."""
     monkeypatch.setattr(serve, "_WATCH_FILES_S", 0.02)
     file = tmp_path / "tenants.toml"
@@ -164,7 +166,8 @@ def test_tenants_of_the_file_follow_its_changes(tmp_path, monkeypatch):
 
     async def work():
         write("old", 1)
-        async with worker() as url, gateway(config(WorkerConfig(url), tenants=str(file))) as (made, ask):
+        fields = {"tenants": str(file), "processes": processes}
+        async with worker() as url, gateway(config(WorkerConfig(url), **fields)) as (made, ask):
             assert await ask(authorization="Bearer old") == 200
             write("new", 3)
             await until(lambda: made.tenants.all()[0].weight == 3.0)

@@ -56,7 +56,7 @@ class Coordinator:
         self._server: asyncio.AbstractServer | None = None
         self._fronts: dict[Link, FrontLink] = {}
         self._told = asyncio.Event()
-        self._draining = False
+        self._drain: frames.Drain | None = None
 
     async def start(self, path: Path) -> None:
         """Listen at that path. Raises OSError."""
@@ -84,7 +84,8 @@ class Coordinator:
 
     def tell_all(self, message: FromCoordinator) -> None:
         """Say it to every front that has been welcomed."""
-        self._draining = self._draining or isinstance(message, frames.Drain)
+        if isinstance(message, frames.Drain):
+            self._drain = message
         for front in self._fronts.values():
             if front.process:
                 front.link.send(message)
@@ -119,7 +120,7 @@ class Coordinator:
             if message.version != __version__:
                 raise PeerError(f"a front of version {message.version}; this is {__version__}")
             front.process = message.process or -1
-            for said in self._welcome():
+            for said in (*self._welcome(), *((self._drain,) if self._drain is not None else ())):
                 link.send(said)
         elif isinstance(message, frames.Listening) and front.process:
             front.listens, front.trouble = not message.why, message.why
@@ -132,7 +133,7 @@ class Coordinator:
         if front is not None:
             num_calls = front.leave()
             if front.process:
-                level = logging.INFO if self._draining else logging.WARNING
+                level = logging.WARNING if self._drain is None else logging.INFO
                 say(level, "front gone", process=front.process, calls_cancelled=num_calls, why=why)
 
 

@@ -192,6 +192,15 @@ async def serve_front(socket: Path, parent: int) -> bool:
         return await front.run()
     finally:
         watching.cancel()
+        if os.getppid() != parent:
+            _tidy(socket)
+
+
+def _tidy(socket: Path) -> None:
+    """Nobody else removes what a parent that was killed has left."""
+    with contextlib.suppress(OSError):
+        socket.unlink(missing_ok=True)
+        socket.parent.rmdir()
 
 
 async def _outlive(parent: int, front: FrontProcess) -> None:
