@@ -1,18 +1,24 @@
 """Every block of the README runs, and what it shows is what the commands print, in shape if not in numbers.
 
 Shell blocks run one after the other in one folder, with few tasks; a `text` block after a shell block is its output,
-and a `json` block is the file `my_trace.jsonl` that later commands read.
-`make` is not called here: the targets are checked to exist.
+and a `json` block is the file `my_trace.jsonl` that later commands read. `make demo` is played by the command in its
+recipe, `make test` is only read (it would call this test), `saga serve` gets modelled engines instead of gpu1 and gpu2.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -23,8 +29,10 @@ _CHEAPER = (
     (r"--workers \d+", "--workers 1"),
     (r"^(saga sim (?!.*--tasks).*)$", r"\1 --tasks 12"),
     (r"^(saga sim (?!.*--seeds).*)$", r"\1 --seeds 1"),
-    (r"^(saga demo.*)$", r"\1 --tasks 4"),
+    (r"^(saga demo.*)$", r"\1 --tasks 2"),
 )
+_LANGUAGES = {"shell", "text", "json", "python"}
+_PATIENCE_S = 60.0
 
 
 class Block(NamedTuple):
@@ -57,13 +65,87 @@ def cheaper(command: str) -> str:
     return command
 
 
+def environment() -> dict[str, str]:
+    """This one's, with the environment's commands found first, and without recordings of somebody's own."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {name: value for name, value in os.environ.items() if name != "SAGA_SHARED"} | {"PATH": path}
+
+
+def recipe(target: str) -> list[str]:
+    """The commands that make would run, without running them."""
+    make = ["make", "--dry-run", "--always-make", "--no-print-directory", target, "SHARED="]
+    printed = subprocess.run(make, cwd=PROJECT, env=environment(), check=True, capture_output=True, text=True)
+    return printed.stdout.replace(".venv/bin/", "").splitlines()
+
+
+def play(command: str, folder: Path) -> str:
+    """What a command of the README prints."""
+    command = command.removeprefix(".venv/bin/")
+    if command == "make test":
+        wanted = ("ruff check", "mypy --strict", "lint-imports", "python -m pytest")
+        assert all(any(line.startswith(start) for line in recipe("test")) for start in wanted)
+        return ""
+    if command == "make demo":
+        (command,) = (line for line in recipe("demo") if line.startswith("saga demo"))
+    if command.startswith("saga serve"):
+        return serve(command, folder)
+    return run(cheaper(command), folder)
+
+
+@contextlib.contextmanager
+def started(command: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that goes on, ended by SIGTERM with a decent code; killed where that takes too long."""
+    words = shlex.split(command)
+    process = subprocess.Popen(words, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True)
+    killing = threading.Timer(_PATIENCE_S, process.kill)
+    killing.start()
+    try:
+        yield process
+        process.terminate()
+        assert process.wait() == 0, command
+    finally:
+        killing.cancel()
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    """What it prints first."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def ask(url: str, body: dict[str, object] | None = None) -> dict[str, Any]:
+    """A JSON answer."""
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())  # noqa: S310  loopback
+    with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:  # noqa: S310
+        return json.loads(answer.read())
+
+
+def serve(command: str, folder: Path) -> str:
+    """Start a gateway before modelled engines, call it, stop it; the line that it greets with."""
+    with contextlib.ExitStack() as stack:
+        for url in dict.fromkeys(re.findall(r"http://gpu\d:8000", command)):
+            engine = stack.enter_context(started("saga engine --port 0 --announce --speed 50", folder))
+            command = command.replace(url, first_line(engine).split()[1])
+        gateway = stack.enter_context(started(f"{command} --port 0 --admin-port 0", folder))
+        greeting = first_line(gateway)
+        assert "2 of 2 workers up" in greeting
+        url = re.search(r"http://\S+/v1", greeting)[0]
+        model = ask(f"{url}/models")["data"][0]["id"]
+        body = {"model": model, "max_tokens": 3, "messages": [{"role": "user", "content": "Hello"}]}
+        assert ask(f"{url}/chat/completions", body)["usage"]["completion_tokens"] == 3
+        return greeting
+
+
 def run(command: str, folder: Path) -> str:
     """What a shell command prints; fails where it does."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["/bin/sh", "-c", command],
         cwd=folder,
-        env=os.environ | {"PATH": path},
+        env=environment(),
         check=False,
         capture_output=True,
         text=True,
@@ -96,13 +178,20 @@ def test_shell_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path) -> No
     printed = ""
     for block in blocks():
         if block.language == "shell":
-            wanted = [cheaper(command) for command in commands(block) if not command.startswith("make")]
-            printed = "".join(run(command, tmp_path) for command in wanted)
+            printed = "".join(play(command, tmp_path) for command in commands(block))
         elif block.language == "json":
             (tmp_path / "my_trace.jsonl").write_text(block.text, encoding="utf-8")
-        elif block.language == "text" and printed:
+        elif block.language == "text":
+            assert printed, f"README line {block.line} shows what no command before it prints"
             missing = set(labels(block.text)) - set(labels(printed))
             assert not missing, f"README line {block.line} shows lines that are not printed: {missing}"
+    assert (tmp_path / "out" / "demo.html").stat().st_size
+    assert (tmp_path / "report.html").stat().st_size
+
+
+def test_every_block_says_what_it_is() -> None:
+    """A block without a known language would be neither run nor compared."""
+    assert {block.language for block in blocks()} == _LANGUAGES
 
 
 def test_every_make_target_that_is_named_exists() -> None:
