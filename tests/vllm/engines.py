@@ -20,6 +20,7 @@ from random import Random
 from typing import Any
 
 BLOCK_TOKENS = 32
+KV_BYTES_PER_TOKEN = 2_048  # 4 layers, 2 KV heads of 64, keys and values, bfloat16
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -126,11 +127,11 @@ class Engine:
         """The client went away."""
         self.llm.llm_engine.abort_request([name], internal=True)
 
-    def flood(self, num_tokens: int = 12_000, seed: int = 900_000) -> None:
+    def flood(self, num_tokens: int = 5_000, seed: int = 900_000) -> None:
         """Other sessions, one after the other, until everything idle has left the device."""
         self._count += 1
-        for i in range(num_tokens // 2_000):
-            self.ask(tokens(seed + 1_000 * self._count + i, 2_000), 1)
+        for i in range(num_tokens // 1_000):
+            self.ask(tokens(seed + 1_000 * self._count + i, 1_000), 1)
 
     def check_conserved(self) -> None:
         """Every block is free or the null block, none twice, and no call is left."""
@@ -170,7 +171,7 @@ class Engines:
                             "max_model_len": 4_096,
                             "enforce_eager": True,
                             "block_size": BLOCK_TOKENS,
-                            "num_gpu_blocks_override": 257,
+                            "num_gpu_blocks_override": 129,
                             "enable_prefix_caching": True,
                             "distributed_executor_backend": "uni",
                             "disable_log_stats": True,
@@ -196,6 +197,16 @@ class Engines:
             cleanup_dist_env_and_memory()
             gc.collect()
         clean_shared_memory()
+
+
+def tiered(engines: Engines, host_blocks: int = 1_000, **tier: Any) -> Engine:
+    """An engine with SAGA's scheduler and a host tier of so many blocks."""
+    from saga.vllm_plugin.transfer_config import transfer_config
+
+    return engines.get(
+        scheduler_cls="saga.vllm_plugin.scheduler.SagaScheduler",
+        kv_transfer_config=transfer_config(host_blocks * BLOCK_TOKENS * KV_BYTES_PER_TOKEN, **tier),
+    )
 
 
 def free_port() -> int:

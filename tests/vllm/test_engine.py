@@ -19,7 +19,7 @@ def test_the_same_prompt_gets_the_same_answer_and_is_found_again(engines):
 def test_stock_forgets_an_idle_session(engines):
     """What was used longest ago leaves the device when others need room."""
     engine = engines.get()
-    prompt = tokens(2, 2_000)
+    prompt = tokens(2, 1_000)
     engine.ask(prompt)
     engine.flood()
     assert engine.ask(prompt).cached == 0

@@ -31,9 +31,8 @@ from saga.vllm_plugin.moving import Link, pays
 from saga.vllm_plugin.offload import SagaTierPolicy, tier_policy
 from saga.vllm_plugin.reports import leading_blocks
 from saga.vllm_plugin.sessions import Session
-from saga.vllm_plugin.tier import NoTier, Tier
+from saga.vllm_plugin.tier import MAX_ERRANDS, NoTier, Tier
 
-MAX_ERRANDS = 8
 _ERRAND = "saga-errand-"
 _BEFORE_ALL = -1  # places of calls are whole numbers from 0 on
 _PAUSED = Standing.PAUSED.value

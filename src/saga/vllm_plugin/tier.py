@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from saga.vllm_plugin.contracts import Outcome
 from saga.vllm_plugin.sessions import Session
 
+MAX_ERRANDS = 8  # that a tier has under way at once
+
 
 class Tier(Protocol):
     """A host tier as the scheduler sees it."""
