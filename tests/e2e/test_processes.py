@@ -57,7 +57,7 @@ def test_a_killed_front_is_replaced_and_leaves_no_step_behind(scene, play):
     """Its calls end with their connections, those of the other front are answered, and calls go on."""
 
     async def work():
-        async with scene(2, speed=20.0, processes=2) as s, fresh_connections(s):
+        async with scene(2, speed=4.0, processes=2) as s, fresh_connections(s):
             calls = [
                 asyncio.create_task(s.ask(HELLO, tokens=1_000, ignore_eos=True, headers={"x-saga-session": f"s{i}"}))
                 for i in range(16)
@@ -87,7 +87,7 @@ def test_draining_lets_the_calls_of_all_fronts_finish(scene, play):
     """Whole answers, then nobody listens and no process is left."""
 
     async def work():
-        async with scene(1, speed=10.0, processes=2) as s, fresh_connections(s):
+        async with scene(1, speed=1.0, processes=2) as s, fresh_connections(s):
             calls = [asyncio.create_task(s.ask(HELLO, tokens=200, ignore_eos=True)) for _ in range(6)]
             async with asyncio.timeout(10.0):
                 while s.gateway.scheduling.num_running < 6:  # noqa: ASYNC110 - told by nobody
