@@ -198,13 +198,13 @@ def test_a_report_is_figures_residency_and_ends_of_steps():
     held = [wire.Held(session="a", device_tokens=64, host_tokens=96), wire.Held(session="b")]
     finished = [wire.Finished(step="1", session="a", prompt_tokens=100, cached_tokens=64, preemptions=2)]
     report = wire.Report(running=3, waiting=2, used_blocks=171, retained_blocks=9, sessions=held, finished=finished)
-    report.ignored["past_deadline"] = 4
+    report.ignored["a past deadline"] = 4
     report.ignored["bad label\n"] = 1
     world.hear(link, report=report)
     assert world.watcher.log == [("reported", 3, 2, 171 / 513)]
     assert world.residency == [ev.BlocksStored(100.0, "w", "a", 64, 96), ev.BlocksRemoved(100.0, "w", "b", 0, 0)]
     assert world.meter.finished == [("w", "1")]
-    assert (link.figures.retained_blocks, dict(link.figures.ignored)) == (9, {"past_deadline": 4})
+    assert (link.figures.retained_blocks, dict(link.figures.ignored)) == (9, {"a past deadline": 4})
 
 
 def test_what_a_report_says_beyond_measure_is_not_taken():

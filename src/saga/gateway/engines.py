@@ -278,7 +278,7 @@ def _figures(report: wire.Report) -> wire.Report:
         used_host_blocks=report.used_host_blocks,
     )
     for reason in sorted(report.ignored):
-        if len(kept.ignored) < _MAX_REASONS and reason.replace("_", "").isalnum() and len(reason) <= 64:
+        if len(kept.ignored) < _MAX_REASONS and reason.isascii() and reason.isprintable() and len(reason) <= 64:
             kept.ignored[reason] = report.ignored[reason]
     return kept
 
