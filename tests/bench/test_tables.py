@@ -7,6 +7,7 @@ import math
 import pytest
 
 from saga.bench.tables import (
+    first_wave_caveat,
     mean_figure,
     meaning,
     open_loop_caveat,
@@ -114,3 +115,12 @@ def test_an_open_loop_that_is_not_kept_up_with_is_called_so() -> None:
     assert "old did not keep up" in caveat
     assert "new" not in caveat
     assert open_loop_caveat(runs, 10_000.0) is None
+
+
+def test_a_closed_loop_without_a_steady_load_is_called_so() -> None:
+    """Where the first wave was measured because there was nothing else; not for other runs, nor where nobody says."""
+    assert first_wave_caveat([run("a", 0, 1.0)]) is None
+    assert first_wave_caveat([{**run("a", 0, 1.0), "first_wave_measured": False, "agents": 12}]) is None
+    caveat = first_wave_caveat([{**run("a", 0, 1.0), "first_wave_measured": True, "agents": 12}])
+    assert caveat is not None
+    assert "no more tasks than agents (12)" in caveat

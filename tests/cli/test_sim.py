@@ -50,6 +50,7 @@ def test_every_preset_meets_every_seed_once(saga: Saga, fake: list[SimConfig], t
     assert (document["schema"], document["kind"], document["workload"]) == (1, "simulated", "swe_bench")
     assert [(run["preset"], run["seed"]) for run in document["runs"]] == [(c.preset, c.seed) for c in fake]
     assert document["config"]["oversubscription"] == 1.5
+    assert document["caveats"] == []
     assert [row["speedup"] for row in document["summary"]] == pytest.approx([1.0, 2.0])
     assert "2.00x" in answer.out
     assert "simulated" in answer.out

@@ -122,6 +122,19 @@ def test_only_measured_tasks_are_in_the_figures(tiny: Plan, config: Build) -> No
     assert len(run._completions) > len(measured)
 
 
+@pytest.mark.parametrize(
+    ("load", "tasks", "said"),
+    [({}, 20, False), ({}, 9, False), ({}, 8, True), ({}, 3, True), ({"rate_per_s": 1.0}, 3, False)],
+)
+def test_a_run_says_whether_its_first_wave_was_measured(
+    load: dict[str, float], tasks: int, said: bool, tiny: Plan, config: Build
+) -> None:
+    """Eight agents and no more tasks than that: the only tasks there are. An open loop has no waves."""
+    metrics = Simulation(config("vllm_apc", tasks=tasks, **load), tiny).run().metrics
+    assert metrics["first_wave_measured"] is said
+    assert metrics["tasks_completed"] == (tasks if said or load else tasks - 8)
+
+
 def test_memory_without_end_regenerates_nothing(tiny: Plan, config: Build) -> None:
     """The bound is a bound: what was once prefilled is never prefilled again, where a small memory is too small."""
     assert figures(config("infinite_kv"), tiny)["regenerated_tokens"] == 0

@@ -183,6 +183,17 @@ def open_loop_caveat(runs: Sequence[RunObject], arrivals_s: float) -> str | None
     )
 
 
+def first_wave_caveat(runs: Sequence[RunObject]) -> str | None:
+    """A warning where a closed loop had no more tasks than agents, and so no load that was steady to measure."""
+    runs = [run for run in runs if run.get("first_wave_measured")]
+    if not runs:
+        return None
+    return (
+        f"There are no more tasks than agents ({runs[0].get('agents')}): the first wave itself is measured, in a fleet "
+        "that fills and empties; more tasks would leave it out and measure a steady load."
+    )
+
+
 def time_sentence(runs: Sequence[RunObject], base: str, row: SummaryObject, *, kind: str) -> str:
     """Completion time of the row's preset against the first one's, with the interval in words."""
     best = str(row["preset"])

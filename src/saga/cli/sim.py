@@ -158,11 +158,11 @@ class Comparison:
 
     def caveats(self) -> list[str]:
         """What must be known before the figures are believed."""
-        from saga.bench.tables import open_loop_caveat
+        from saga.bench.tables import first_wave_caveat, open_loop_caveat
 
         rate_per_s = self.config.rate_per_s
-        caveat = None if rate_per_s is None else open_loop_caveat(self.figures, self.config.tasks / rate_per_s)
-        return [caveat] if caveat else []
+        late = None if rate_per_s is None else open_loop_caveat(self.figures, self.config.tasks / rate_per_s)
+        return [caveat for caveat in (late, first_wave_caveat(self.figures)) if caveat]
 
     def setting(self) -> str:
         """The experiment in one line."""
@@ -186,6 +186,7 @@ class Comparison:
             "workload": self.config.workload,
             "config": config | {"limits": dataclasses.asdict(self.limits)},
             "skipped": self.source.skipped.reasons,
+            "caveats": self.caveats(),
             "runs": self.figures,
             "summary": self.summary,
         }

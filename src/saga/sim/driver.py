@@ -4,9 +4,9 @@ It plays both sides that the scheduler talks to: the agents (a plan's calls, eac
 the one before) and the engines. It refuses to decide anything: what a step's fate is, the scheduler says.
 
 A closed loop keeps a fixed number of agents busy: each takes the next task when it has finished one; they start
-staggered over one isolated task time, the first wave is not measured, and fillers keep the load up until the last
-measured task is done, so that no run ends in an empty fleet. An open loop starts tasks at their arrival times and
-measures all of them.
+staggered over one isolated task time, the first wave is not measured (unless there are no other tasks), and fillers
+keep the load up until the last measured task is done, so that no run ends in an empty fleet. An open loop starts tasks
+at their arrival times and measures all of them.
 """
 
 from __future__ import annotations
@@ -488,6 +488,7 @@ class Simulation:
         metrics["moves"] = self.fleet.moves
         metrics["calls_simulated"] = self._num_calls
         metrics["workers"], metrics["agents"] = self.config.workers, self._num_agents
+        metrics["first_wave_measured"] = self._num_agents is not None and not self._num_first_wave
         tenants = sorted({result.tenant for result in self._results})
         metrics["tenants"] = {
             name: {"tasks_completed": len(mine), **times(mine)}
