@@ -353,17 +353,18 @@ class RealScheduler:
                 self._prefilling.add(step)
         return decision
 
-    def work(self, decision: Any) -> tuple[int, float, int, int]:
+    def work(self, decision: Any, own_share: float) -> tuple[int, float, int, int]:
         """What a scheduled iteration costs, as `saga.engine.Latency.iteration_s` asks for it. O(calls scheduled).
 
-        (prefill tokens, sum over chunks of new * (context + new), decoding calls, context they attend to)
+        (prefill tokens, sum over chunks of new * (context + own_share * new), decoding calls, context they attend to)
         """
         prefill_tokens, prefill_work, num_decodes, decode_context_tokens = 0, 0.0, 0, 0
         for step, new_tokens in decision.num_scheduled_tokens.items():
             request = self._scheduler.requests[step]
             if step in self._prefilling:
                 prefill_tokens += new_tokens
-                prefill_work += new_tokens * request.num_computed_tokens
+                context = request.num_computed_tokens - new_tokens  # vLLM counts a chunk when it is scheduled
+                prefill_work += new_tokens * (context + own_share * new_tokens)
             else:
                 num_decodes += 1
                 decode_context_tokens += request.num_computed_tokens

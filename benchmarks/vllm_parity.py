@@ -81,7 +81,7 @@ class Real:
             self._in_flight = self._scheduler.schedule(self._now_s)
             if self._in_flight is None:
                 return self._copied_s()
-            seconds = self._latency.iteration_s(*self._scheduler.work(self._in_flight))
+            seconds = self._latency.iteration_s(*self._scheduler.work(self._in_flight, self._latency.own_share))
             self._now_s = self._scheduler.forward_start + seconds
             self.num_iterations += 1
         return None if self._in_flight is None else self._now_s
@@ -159,6 +159,11 @@ class Exact:
     """A latency model whose seconds are whole multiples of 2^-20, the closed forms replaced by sums. O(iterations)."""
 
     model: Latency
+
+    @property
+    def own_share(self) -> float:
+        """See Latency."""
+        return self.model.own_share
 
     def iteration_s(
         self, prefill_tokens: int, prefill_work: float, num_decodes: int, decode_context_tokens: int

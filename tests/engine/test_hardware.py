@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saga.engine.hardware import HARDWARE, hardware, load_hardware
+from saga.engine.hardware import HARDWARE, as_toml, hardware, load_hardware
 from saga.errors import UnknownName, UsageError
 
 TABLE = """
@@ -87,3 +87,29 @@ def test_a_missing_file_is_the_caller_s_fault(tmp_path: Path) -> None:
     """No traceback of the operating system."""
     with pytest.raises(UsageError, match="cannot be read"):
         load_hardware(tmp_path / "none.toml")
+
+
+def test_a_worker_of_one_s_own_is_named_by_file_and_name(tmp_path: Path) -> None:
+    """FILE.toml:NAME is found wherever a hardware's name is asked for; a wrong name is told those in the file."""
+    path = tmp_path / "mine.toml"
+    path.write_text(TABLE)
+    assert hardware(f"{path}:toy").kv_tokens == 1_000
+    with pytest.raises(UnknownName, match="did you mean 'toy'"):
+        hardware(f"{path}:toi")
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    """Every built-in worker survives the way into a file and back."""
+    path = tmp_path / "all.toml"
+    path.write_text("\n".join(as_toml(worker) for worker in HARDWARE.values()))
+    assert load_hardware(path) == HARDWARE
+
+
+def test_a_chunk_s_own_share_is_its_field(tmp_path: Path) -> None:
+    """One where left out, otherwise as given, never above 1."""
+    path = tmp_path / "mine.toml"
+    path.write_text(TABLE + "prefill_own_share = 0.5\n")
+    assert load_hardware(path)["toy"].prefill_own_share == 0.5
+    path.write_text(TABLE + "prefill_own_share = 1.5\n")
+    with pytest.raises(UsageError, match=r"prefill_own_share = 1\.5 must be at most 1"):
+        load_hardware(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,12 @@ def test_the_profiles_come_back_out(shared_dir: Path, device: str, model: str, t
                 errors.append(abs(ours / float(row["total_ms"]) - 1))
     assert len(errors) > 100
     assert sorted(errors)[len(errors) // 2] < 0.02
+
+
+def test_a_kernel_that_skips_what_it_masks_costs_half_of_its_own_chunk() -> None:
+    """The own share counts a chunk's own tokens only: no context, no difference in the other terms."""
+    machine = hardware("llama3-8b-h100")
+    whole, half = LatencyModel(machine), LatencyModel(replace(machine, prefill_own_share=0.5))
+    per_pair_s = machine.prefill_attention_ms[2] / 1e3
+    saved_s = whole.isolated_s(1_000, 2_000, 1, 2_048) - half.isolated_s(1_000, 2_000, 1, 2_048)
+    assert saved_s == pytest.approx(0.5 * 1_000 * 1_000 * per_pair_s)

@@ -72,6 +72,7 @@ class ModelledEngine:
         self.settings = settings
         self._report_first_tokens = settings.report_first_tokens
         self.latency = latency
+        self._own_share = latency.own_share
         block = settings.block_tokens
         report = settings.report_residency
         num_blocks = _INFINITE_BLOCKS if settings.infinite_kv else settings.kv_tokens // block
@@ -324,10 +325,10 @@ class ModelledEngine:
         latency, decodes = self.latency, self._num_decodes
         context = self._context + decodes
         if self._prefills:
-            tokens = work = 0
+            tokens, work = 0, 0.0
             for request, new in self._prefills:
                 tokens += new
-                work += new * (request.computed + new)
+                work += new * (request.computed + self._own_share * new)
             self._length = 1
             self._end = self._now + latency.iteration_s(tokens, work, decodes, context)
             return

@@ -1,13 +1,15 @@
 """What a worker is made of: latency coefficients, KV capacity, transfer rates, and where the figures come from.
 
-The built-in figures lie in `data/hardware.toml`; a user's own table of the same form is read by `load_hardware`.
+The built-in figures lie in `data/hardware.toml`; a user's own table of the same form (`saga calibrate` writes one) is
+read by `load_hardware`.
 This module refuses to know how the figures are turned into seconds (`latency.py`) or what runs on the worker.
 """
 
 from __future__ import annotations
 
+import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +24,8 @@ class Hardware:
 
     tokens: grid of new tokens per iteration, ascending; linear_ms, allreduce_ms: milliseconds per iteration at
     these. lm_head_ms: per iteration. prefill_attention_ms: per iteration (constant, per new token, per
-    new * (context + new)); decode_attention_ms: per iteration (constant, per call, per token of context).
+    new * (context + prefill_own_share * new)); decode_attention_ms: per iteration (constant, per call, per token of
+    context).
     kv_tokens: device KV capacity at 0.9 memory utilisation after weights. host_kv_tokens: DRAM tier.
     """
 
@@ -39,6 +42,7 @@ class Hardware:
     load_tokens_per_s: float
     move_tokens_per_s: float
     provenance: str
+    prefill_own_share: float = 1.0
 
 
 _NUMBERS = {
@@ -51,14 +55,17 @@ _NUMBERS = {
 }
 _LISTS = {"linear_ms": None, "allreduce_ms": None, "prefill_attention_ms": 3, "decode_attention_ms": 3}
 _FIELDS = {"name", "provenance", "tokens", *_NUMBERS, *_LISTS}
+_OWN_SHARE = "prefill_own_share"
 
 
 def hardware(name: str) -> Hardware:
-    """The built-in worker of this name. Raises UnknownName."""
-    try:
-        return HARDWARE[name]
-    except KeyError:
-        raise UnknownName("hardware", name, HARDWARE) from None
+    """The built-in worker of this name, or one of a user's table: `FILE.toml:NAME`. Raises UnknownName, UsageError."""
+    path, _, entry = name.rpartition(":")
+    known = load_hardware(path) if path.endswith(".toml") else HARDWARE
+    wanted = entry if path.endswith(".toml") else name
+    if wanted not in known:
+        raise UnknownName("hardware", wanted, known)
+    return known[wanted]
 
 
 def load_hardware(path: str | Path) -> dict[str, Hardware]:
@@ -71,6 +78,25 @@ def load_hardware(path: str | Path) -> dict[str, Hardware]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     return _parse(text, str(path))
+
+
+def as_toml(worker: Hardware) -> str:
+    """One `[[hardware]]` table, as `load_hardware` reads it; numbers with nine significant digits."""
+    lines = []
+    for field in fields(Hardware):
+        value = getattr(worker, field.name)
+        if isinstance(value, str):
+            shown = json.dumps(value, ensure_ascii=False)
+        elif isinstance(value, tuple):
+            shown = f"[{', '.join(_shown(item) for item in value)}]"
+        else:
+            shown = _shown(value)
+        lines.append(f"{field.name} = {shown}")
+    return "[[hardware]]\n" + "\n".join(lines) + "\n"
+
+
+def _shown(number: float) -> str:
+    return str(number) if isinstance(number, int) else repr(float(f"{number:.9g}"))
 
 
 def _parse(text: str, where: str) -> dict[str, Hardware]:
@@ -91,7 +117,7 @@ def _parse(text: str, where: str) -> dict[str, Hardware]:
 
 
 def _hardware(entry: dict[str, Any], where: str) -> Hardware:
-    missing, surplus = sorted(_FIELDS - entry.keys()), sorted(entry.keys() - _FIELDS)
+    missing, surplus = sorted(_FIELDS - entry.keys()), sorted(entry.keys() - _FIELDS - {_OWN_SHARE})
     if missing or surplus:
         wrong = f"lacks {', '.join(missing)}" if missing else f"has unknown {', '.join(surplus)}"
         raise UsageError(f"{where}: {wrong}; the fields are {', '.join(sorted(_FIELDS))}")
@@ -104,7 +130,17 @@ def _hardware(entry: dict[str, Any], where: str) -> Hardware:
     for name in ("kv_tokens", "kv_bytes_per_token"):
         if numbers[name] < 1:
             raise UsageError(f"{where}: {name} = {numbers[name]} must be at least 1")
-    return Hardware(name=entry["name"], provenance=entry["provenance"], tokens=grid, **numbers, **lists)
+    own_share = _number(entry.get(_OWN_SHARE, 1.0), float, f"{where}: {_OWN_SHARE}")
+    if not own_share <= 1.0:
+        raise UsageError(f"{where}: {_OWN_SHARE} = {own_share} must be at most 1")
+    return Hardware(
+        name=entry["name"],
+        provenance=entry["provenance"],
+        tokens=grid,
+        prefill_own_share=own_share,
+        **numbers,
+        **lists,
+    )
 
 
 def _grid(value: object, where: str) -> tuple[int, ...]:

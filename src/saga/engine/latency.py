@@ -26,7 +26,7 @@ class Latency(Protocol):
     ) -> float:
         """One iteration.
 
-        prefill_work: sum over chunks of new * (context + new), context before the chunk.
+        prefill_work: sum over chunks of new * (context + own_share * new), context before the chunk.
         decode_context_tokens: sum over decoding calls of the context they attend to, their new token included.
         """
         ...
@@ -46,6 +46,11 @@ class Latency(Protocol):
         ...
 
     @property
+    def own_share(self) -> float:
+        """How much of its own chunk a prefilled token costs as context: from 0.5 (what stands before it) to 1 (all)."""
+        ...
+
+    @property
     def prefill_tokens_per_s(self) -> float:
         """A representative rate: full chunks of 2,048 at 16,384 tokens of context."""
         ...
@@ -56,6 +61,7 @@ class LatencyModel:
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
+        self.own_share = hardware.prefill_own_share
         self._grid = np.asarray(hardware.tokens, dtype=float)
         self._cost = (np.asarray(hardware.linear_ms) + np.asarray(hardware.allreduce_ms)) / 1e3
         table = self._interpolate(np.arange(_TABLE_TOKENS + 1, dtype=float)) + hardware.lm_head_ms / 1e3
@@ -113,14 +119,14 @@ class LatencyModel:
         seconds, done = 0.0, min(cached_tokens, prompt_tokens - 1)
         while done < prompt_tokens:
             new = min(chunk_tokens, prompt_tokens - done)
+            seconds += self.iteration_s(new, new * (done + self.own_share * new), 0, 0)
             done += new
-            seconds += self.iteration_s(new, new * done, 0, 0)
         return seconds + self.decode_run_s(1, prompt_tokens + 1, output_tokens - 1)
 
     @property
     def prefill_tokens_per_s(self) -> float:
         """See Latency."""
-        return 2048 / self.iteration_s(2048, 2048 * (16_384 + 2048), 0, 0)
+        return 2048 / self.iteration_s(2048, 2048 * (16_384 + self.own_share * 2048), 0, 0)
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ class ConstantLatency:
     """Every iteration takes the same time: the twin for tests and for teaching."""
 
     seconds: float = 1.0
+    own_share: float = 1.0
 
     def iteration_s(
         self, prefill_tokens: int, prefill_work: float, num_decodes: int, decode_context_tokens: int
