@@ -172,12 +172,13 @@ class Asked(_Message, tag=11):
 
 
 class Welcome(_Message, tag=20):
-    """What a front is to be."""
+    """What a front is to be. number: of fronts, which share the memory that bodies may take."""
 
     settings: IdentitySettings
     host: str
     port: int
     drain_s: float
+    number: int = 1
 
 
 class Trust(_Message, tag=21):

@@ -227,7 +227,7 @@ class Gateway:
         return (
             Trust(ca_files),
             TenantsAre(self.tenants.keyed, self.tenants.all()),
-            Welcome(self.identity.settings, host, port, self.config.drain_s),
+            Welcome(self.identity.settings, host, port, self.config.drain_s, self.config.processes),
         )
 
     def _tell_fronts(self, message: FromCoordinator) -> None:
