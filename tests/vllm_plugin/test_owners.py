@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import pytest
@@ -56,9 +57,8 @@ def leave(queue: OwnedBlocks, facts: CacheOwner | None, context: list[Page]) -> 
     """A call gives its context back, as vLLM does: tail first."""
     for at, block in enumerate(context):
         block.content = block.content or (id(context), at)
-    if facts is not None:
-        queue.own(facts, context)
-    queue.append_n(context[::-1])
+    with queue.given_by(facts, []) if facts is not None else nullcontext():
+        queue.append_n(context[::-1])
 
 
 def ids(blocks) -> list[int]:
@@ -165,18 +165,14 @@ def test_what_a_session_rewrote_is_nobodys():
     queue, _ = queue_of(8)
     head, old, new = queue.popleft_n(1), queue.popleft_n(2), queue.popleft_n(2)
     facts = owner("writer", 9)
-    queue.now_s = 1.0
     leave(queue, facts, head + old)
     queue.remove(head[0])
-    queue.now_s = 3.0
-    for at, block in enumerate(new):
-        block.content = ("new", at)
-    queue.own(facts, head + new, since_s=2.0)
-    queue.append_n([*new[::-1], *head])
+    queue.rewritten(facts)
+    queue.check()
+    assert queue.num_blocks_of([facts]) == 1
+    leave(queue, facts, head + new)
     queue.check()
     assert ids(queue.get_all_free_blocks())[3:] == ids(old[::-1] + new[::-1] + head)
-    leave(queue, facts, queue.popleft_n(1))
-    assert queue.num_blocks_of([facts]) == 4, "what fell free while the call ran (another call of it) stays"
 
 
 def test_losers_are_told_once():
@@ -287,9 +283,9 @@ class Engine:
         self.queue, self.blocks = queue_of(num)
         self.cached: dict[object, Page] = {}
         self.holders = [0] * num
-        self.calls: list[tuple[CacheOwner | None, list[Page]]] = []
+        self.calls: list[tuple[CacheOwner, list[Page]]] = []
 
-    def begin(self, facts: CacheOwner | None, path: list[object]) -> bool:
+    def begin(self, facts: CacheOwner, path: list[object]) -> bool:
         hit = []
         for at in range(len(path)):
             block = self.cached.get(tuple(path[: at + 1]))
@@ -325,15 +321,14 @@ class Engine:
 
     def end(self, at: int) -> None:
         facts, context = self.calls.pop(at)
-        if facts is not None:
-            self.queue.own(facts, context)
-        free = []
-        for block in reversed(context):
-            self.holders[block.block_id] -= 1
-            if not self.holders[block.block_id]:
-                free.append(block)
-        self.queue.prepend_n([block for block in free if block.content is None])
-        self.queue.append_n([block for block in free if block.content is not None])
+        with self.queue.given_by(facts, [block for block in context if self.holders[block.block_id] > 1]):
+            free = []
+            for block in reversed(context):
+                self.holders[block.block_id] -= 1
+                if not self.holders[block.block_id]:
+                    free.append(block)
+            self.queue.prepend_n([block for block in free if block.content is None])
+            self.queue.append_n([block for block in free if block.content is not None])
 
 
 _MOVE = st.tuples(st.sampled_from(["begin", "end", "worth"]), st.integers(0, 4), st.integers(0, 9), st.integers(1, 7))

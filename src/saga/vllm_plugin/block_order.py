@@ -30,6 +30,23 @@ def replace_queue(pool: BlockPool, policy: EvictionPolicy) -> SagaBlockQueue:
     return queue
 
 
+def shared_front(groups: Sequence[Sequence[Any]]) -> list[Any]:
+    """Blocks of a call that others hold too: what they share is the front of their contexts. O(those)."""
+    shared = []
+    for blocks in groups:
+        for block in blocks:
+            if block.ref_cnt == 1:
+                break
+            if not block.is_null:
+                shared.append(block)
+    return shared
+
+
+def hashed(groups: Sequence[Sequence[Any]]) -> list[Any]:
+    """Blocks of a call that can be hit. O(blocks)."""
+    return [block for blocks in groups for block in blocks if block.block_hash is not None and not block.is_null]
+
+
 class DeviceCache:
     """What a block pool holds of sessions' contexts: the blocks of its first full-attention group.
 
@@ -54,6 +71,6 @@ class DeviceCache:
         block: Block | None = found[0] if found else None
         return block
 
-    def groups_of(self, blocks: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
-        """Those groups of a call's blocks that lie in this pool."""
-        return [group for group in blocks if group and group[0].pool is self._pool]
+    def blocks_of(self, groups: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        """Those KV cache groups of a call's blocks that lie in this pool."""
+        return [blocks for blocks in groups if blocks and blocks[0].pool is self._pool]

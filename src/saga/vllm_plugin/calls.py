@@ -12,14 +12,15 @@ from collections.abc import Iterator, Mapping
 
 from saga.fairness.agent_fair_share import TenantShare
 from saga.scheduler.accounts import Accounts
+from saga.views import TenantView
 from saga.vllm_plugin.hints import Hints
 from saga.vllm_plugin.sessions import Session
 
 _PREFILL_TOKENS_PER_S = 5_000.0  # a nominal device: only the relation between tenants matters
 _OUTPUT_COSTS_PREFILL_TOKENS = 8.0
 _QUANTUM_S = 2.0
-_PRIORITY_BITS = 64
-_ARRIVAL_BITS = 64
+_BITS = 64
+_LEAST = -(1 << (_BITS - 1))
 _MAX_TENANTS = 10_000
 
 
@@ -98,9 +99,11 @@ class Calls:
 
     def charge(self, call: Call, prefill_tokens: int, output_tokens: int) -> None:
         """Its tenant had this much of the engine."""
+        tenant = self._accounts.tenants[call.hints.tenant]
+        before = self._quanta(tenant)
         work = prefill_tokens + _OUTPUT_COSTS_PREFILL_TOKENS * output_tokens
         self._accounts.charge(call.hints.tenant, max(0.0, work) / _PREFILL_TOKENS_PER_S)
-        self.moved |= len(self._accounts.tenants) > 1
+        self.moved |= self._quanta(tenant) != before and len(self._accounts.tenants) > 1
 
     def order(self, priority_by_step: Mapping[str, int]) -> int:
         """New priorities; how many of the steps are here."""
@@ -116,9 +119,9 @@ class Calls:
     def place(self, call: Call) -> int:
         """Its place now, lower first. O(1)."""
         tenant = self._accounts.tenants[call.hints.tenant]
-        quanta = int(self._share.rank(tenant) / _QUANTUM_S)
         arrived_s = call.arrived_s if call.session is None else call.session.arrived_s
-        least, most = -(1 << (_PRIORITY_BITS - 1)), (1 << (_PRIORITY_BITS - 1)) - 1
-        priority = min(max(call.priority, least), most) - least
-        arrival = min(max(int(arrived_s * 1e6), 0), (1 << _ARRIVAL_BITS) - 1)
-        return (quanta << (_PRIORITY_BITS + _ARRIVAL_BITS)) + (priority << _ARRIVAL_BITS) + arrival
+        priority = min(max(call.priority, _LEAST), -_LEAST - 1) - _LEAST
+        return ((self._quanta(tenant) << _BITS | priority) << _BITS) + int(max(arrived_s, 0.0) * 1e6)
+
+    def _quanta(self, tenant: TenantView) -> int:
+        return int(self._share.rank(tenant) / _QUANTUM_S)

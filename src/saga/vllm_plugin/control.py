@@ -9,7 +9,7 @@ It refuses to know vLLM: requests, pools and blocks are what `Request`, `Pool` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Protocol, cast
 
@@ -150,21 +150,19 @@ class Control:
             call.session.num_waiting -= 1
             call.session.num_running += 1
             self.pins.unpin(call.session)
+            if self._queue is not None:
+                self._queue.rewritten(call.session)
         if call.begun_s < 0:
             call.begun_s = self._now()
             call.cached_tokens, call.host_tokens = cached_tokens, host_tokens
             self.calls.charge(call, prompt_tokens - cached_tokens - host_tokens, 0)
 
-    def leaving(self, request: Request, blocks: Iterable[Sequence[Any]], *, finished: bool) -> None:
-        """A call is about to give its blocks (those of each KV cache group) back: it ended, or it was preempted."""
+    def leaving(self, request: Request, *, finished: bool) -> None:
+        """A call is about to give its blocks back: it ended, or it was preempted."""
         call = self.calls.get(request.request_id)
-        session = self.tier.errand_of(request) if call is None else call.session
-        if session is not None and self._queue is not None:
-            for group in blocks:
-                if group:
-                    self._queue.own(session, group, 0.0 if call is None else max(0.0, call.begun_s))
         if call is None:
             return
+        session = call.session
         if finished:
             self._ended(call, request)
         elif not call.waiting:

@@ -65,8 +65,8 @@ def read_hints(session_id: object, extra_args: object, ignored: Ignored) -> Hint
     """The hints of a call. session_id: as vLLM read it; it goes before `saga_session`. O(fields)."""
     if not isinstance(extra_args, Mapping):
         return Hints(session=_name("session_id", session_id, ignored)) if session_id else NO_HINTS
-    for name in extra_args:
-        if isinstance(name, str) and name.startswith("saga_") and name not in _KNOWN:
+    for name in extra_args.keys() - _KNOWN:
+        if isinstance(name, str) and name.startswith("saga_"):
             ignored.add("unknown hint", name)
     session = session_id or extra_args.get("saga_session") or extra_args.get("session_id")
     return Hints(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf, nextafter
 from typing import Any, Protocol
@@ -134,6 +135,7 @@ class OwnedBlocks:
         self.lossy: dict[Lane, None] = {}
         self._instant_s = 0.0
         self._stamp = 0
+        self._giver: Owner | None = None
         self._unhashed = Lane()
         self._nobodys = Lane()
         self._nobody = CacheOwner("")
@@ -181,21 +183,27 @@ class OwnedBlocks:
         if not blocks:
             return
         self.num_free_blocks += len(blocks)
-        lane_of, freed_s = self._lane_of, self._freed_s
-        instant_s = self._instant_s = max(self.now_s, nextafter(self._instant_s, inf))
-        lane = lane_of[blocks[0].block_id]
-        end = lane.last.prev_free_block
+        self._instant_s = max(self.now_s, nextafter(self._instant_s, inf))
+        if self._giver is not None:
+            blocks = self._append_alone(self._giver, blocks)
+            self._own(self._giver, blocks)
+        lane_of, freed_s, instant_s = self._lane_of, self._freed_s, self._instant_s
+        lane: Lane | None = None
+        end: Any = None
         for block in blocks:
             its_lane = lane_of[block.block_id]
             if its_lane is not lane:
-                self._close_run(lane, end)
+                if lane is not None:
+                    self._close_run(lane, end)
                 lane = its_lane
-                end = lane.last.prev_free_block
+                end = its_lane.last.prev_free_block
             end.next_free_block = block
             block.prev_free_block = end
             end = block
-            freed_s[block.block_id] = instant_s
-        self._close_run(lane, end)
+            if lane is self._nobodys:
+                freed_s[block.block_id] = instant_s
+        if lane is not None:
+            self._close_run(lane, end)
 
     def prepend_n(self, blocks: Sequence[Any]) -> None:
         """Blocks that nothing can hit fall free. O(blocks)."""
@@ -230,34 +238,35 @@ class OwnedBlocks:
 
     # Owners
 
-    def own(self, facts: CacheOwner, blocks: Sequence[Any], since_s: float = 0.0) -> None:
-        """The blocks, all in use, belong to this session too; those that nothing can hit to nobody. O(blocks).
+    @contextmanager
+    def given_by(self, facts: CacheOwner, in_use: Sequence[Any]) -> Iterator[None]:
+        """Within it a call of the session gives its blocks back: what falls free belongs to the session too.
 
-        What is the session's alone and lies free since before `since_s`, when the call that holds the blocks began, is
-        no part of its context any more (it rewrote its history): nobody's.
+        in_use: its blocks that others use as well and that do not fall free. O(blocks).
         """
         owner = self.owners.get(facts)
         if owner is None:
             owner = self.owners[facts] = Owner(facts, self.policy.key(facts))
-        lane_of, nobodys, alone = self._lane_of, self._nobodys, owner.alone
-        shared: dict[Lane, list[int]] = {}
-        for block in blocks:
-            lane = lane_of[block.block_id]
-            if lane is alone or owner in lane.owners or block.block_hash is None or block.is_null:
-                continue
-            if lane is not nobodys:
-                shared.setdefault(lane, []).append(block.block_id)
-                continue
-            if alone is None:
-                alone = owner.alone = self._new_lane((owner,))
-            lane_of[block.block_id] = alone
-            alone.num_blocks += 1
-        for lane, ids in shared.items():
-            self._share(lane, ids, owner)
-        if owner.alone is not None and not owner.alone.empty:
-            self._drop_stale(owner.alone, since_s)
-        if not owner.lanes:
-            self.owners.pop(facts, None)
+        self._own(owner, in_use)
+        self._giver = owner
+        try:
+            yield
+        finally:
+            self._giver = None
+            if not owner.lanes:
+                self.owners.pop(facts, None)
+
+    def rewritten(self, facts: CacheOwner) -> None:
+        """A call of the session has begun: what is its alone and still free is no part of its context any more.
+
+        It is nobody's then, so that an agent that rewrites its history does not fill the cache. O(those blocks).
+        """
+        owner = self.owners.get(facts)
+        if owner is not None and owner.alone is not None and not owner.alone.empty:
+            stale: list[Any] = []
+            self.num_free_blocks -= owner.alone.take(owner.alone.num_blocks, stale)
+            self._lost(stale)
+            self.append_n(stale)
 
     def rekey(self, facts: CacheOwner) -> None:
         """The session's facts changed. O(its lanes * log)."""
@@ -301,6 +310,51 @@ class OwnedBlocks:
         self.prepend_n(blocks)
 
     # Lanes
+
+    def _append_alone(self, owner: Owner, blocks: Sequence[Any]) -> Sequence[Any]:
+        """Put those from the front that nobody shares into the owner's own lane; the rest. O(blocks)."""
+        alone, nobodys, lane_of = owner.alone, self._nobodys, self._lane_of
+        if alone is None:
+            if lane_of[blocks[0].block_id] is not nobodys:
+                return blocks
+            alone = owner.alone = self._new_lane((owner,))
+        end = alone.last.prev_free_block
+        num_blocks = num_new = 0
+        for block in blocks:
+            lane = lane_of[block.block_id]
+            if lane is not alone:
+                if lane is not nobodys:
+                    break
+                lane_of[block.block_id] = alone
+                num_new += 1
+            end.next_free_block = block
+            block.prev_free_block = end
+            end = block
+            num_blocks += 1
+        if num_blocks:
+            alone.num_blocks += num_new
+            self._close_run(alone, end)
+        return blocks[num_blocks:]
+
+    def _own(self, owner: Owner, blocks: Sequence[Any]) -> None:
+        """These blocks, none of them in a list, belong to the session too. O(blocks)."""
+        alone = owner.alone
+        lane_of, nobodys = self._lane_of, self._nobodys
+        shared: dict[Lane, list[int]] = {}
+        for block in blocks:
+            block_id = block.block_id
+            lane = lane_of[block_id]
+            if lane is alone or owner in lane.owners:
+                continue
+            if lane is not nobodys:
+                shared.setdefault(lane, []).append(block_id)
+                continue
+            if alone is None:
+                alone = owner.alone = self._new_lane((owner,))
+            lane_of[block_id] = alone
+            alone.num_blocks += 1
+        for lane, ids in shared.items():
+            self._share(lane, ids, owner)
 
     def _close_run(self, lane: Lane, end: Block) -> None:
         """Blocks were linked behind the lane's last one, up to `end`."""
@@ -358,7 +412,7 @@ class OwnedBlocks:
             heappop(heap)
             lane.stamp = 0
         if lane is not self._nobodys:
-            self._lost(taken[begin:])
+            self._lost(taken[begin:] if begin else taken)
         return num_taken
 
     def _num_freed_at(self, freed_s: float, most: int) -> int:
@@ -415,18 +469,6 @@ class OwnedBlocks:
         lane.num_blocks -= len(ids)
         for block_id in ids:
             self._lane_of[block_id] = split
-
-    def _drop_stale(self, lane: Lane, since_s: float) -> None:
-        num_stale = 0
-        for block in lane.blocks():
-            if self._freed_s[block.block_id] >= since_s:
-                break
-            num_stale += 1
-        if num_stale:
-            stale: list[Any] = []
-            self.num_free_blocks -= lane.take(num_stale, stale)
-            self._lost(stale)
-            self.append_n(stale)
 
     def _note_worth(self, lane: Lane, owner: Owner) -> None:
         """The owner's key is new to the lane. O(log owners), amortised."""

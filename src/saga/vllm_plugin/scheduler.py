@@ -22,7 +22,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_qu
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 from vllm.v1.request import RequestStatus  # noqa: E402
 
-from saga.vllm_plugin.block_order import DeviceCache, replace_queue  # noqa: E402
+from saga.vllm_plugin.block_order import DeviceCache, hashed, replace_queue, shared_front  # noqa: E402
 from saga.vllm_plugin.config import EVICTION, PluginConfig  # noqa: E402
 from saga.vllm_plugin.contracts import EngineFacts  # noqa: E402
 from saga.vllm_plugin.control import Control  # noqa: E402
@@ -124,9 +124,16 @@ class SagaSyncScheduler(Scheduler):
 
     def _free_request_blocks(self, request: Any) -> None:  # noqa: ANN401
         """A call ends, is aborted or preempted: all of them give their blocks back here."""
-        blocks = self._saga_cache.groups_of(self.kv_cache_manager.get_blocks(request.request_id).blocks)
-        self.saga.leaving(request, blocks, finished=request.is_finished())
-        super()._free_request_blocks(request)
+        saga, queue = self.saga, self._saga_queue
+        call = saga.calls.get(request.request_id)
+        saga.leaving(request, finished=request.is_finished())
+        if queue is None or call is None or call.session is None:
+            super()._free_request_blocks(request)
+            return
+        groups = self._saga_cache.blocks_of(self.kv_cache_manager.get_blocks(request.request_id).blocks)
+        at_once = self._request_blocks_can_be_freed(request)
+        with queue.given_by(call.session, shared_front(groups) if at_once else hashed(groups)):
+            super()._free_request_blocks(request)
 
     # Before and after a step
 
