@@ -157,11 +157,11 @@ class Control:
             call.cached_tokens, call.host_tokens = cached_tokens, host_tokens
             self.calls.charge(call, prompt_tokens - cached_tokens - host_tokens, 0)
 
-    def leaving(self, request: Request, *, finished: bool) -> None:
-        """A call is about to give its blocks back: it ended, or it was preempted."""
+    def leaving(self, request: Request, *, finished: bool) -> Session | None:
+        """A call is about to give its blocks back: it ended, or it was preempted. The session that they belong to."""
         call = self.calls.get(request.request_id)
         if call is None:
-            return
+            return self.tier.errand_of(request)
         session = call.session
         if finished:
             self._ended(call, request)
@@ -172,11 +172,12 @@ class Control:
                 session.num_running -= 1
                 session.num_waiting += 1
                 self.retention.came(session)
+        return session
 
     def _ended(self, call: Call, request: Request) -> None:
+        self.calls.charge(call, 0, request.num_output_tokens)
         self.calls.end(call)
         self.tier.ended(request)
-        self.calls.charge(call, 0, request.num_output_tokens)
         session = call.session
         if session is not None:
             if call.waiting:

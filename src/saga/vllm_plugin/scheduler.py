@@ -124,15 +124,14 @@ class SagaSyncScheduler(Scheduler):
 
     def _free_request_blocks(self, request: Any) -> None:  # noqa: ANN401
         """A call ends, is aborted or preempted: all of them give their blocks back here."""
-        saga, queue = self.saga, self._saga_queue
-        call = saga.calls.get(request.request_id)
-        saga.leaving(request, finished=request.is_finished())
-        if queue is None or call is None or call.session is None:
+        queue = self._saga_queue
+        session = self.saga.leaving(request, finished=request.is_finished())
+        if queue is None or session is None:
             super()._free_request_blocks(request)
             return
         groups = self._saga_cache.blocks_of(self.kv_cache_manager.get_blocks(request.request_id).blocks)
         at_once = self._request_blocks_can_be_freed(request)
-        with queue.given_by(call.session, shared_front(groups) if at_once else hashed(groups)):
+        with queue.given_by(session, shared_front(groups) if at_once else hashed(groups)):
             super()._free_request_blocks(request)
 
     # Before and after a step
