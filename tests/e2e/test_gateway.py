@@ -163,17 +163,26 @@ def test_a_restart_knows_what_was_learned_and_where_sessions_live(scene, play, t
 
 
 def test_a_restart_finds_sessions_by_their_content_too(scene, play, tmp_path):
-    """Agents without any key return to the worker that has their prefix."""
+    """Agents without any key go on where they were, on the worker that has their prefix."""
 
     async def work():
         db = str(tmp_path / "saga.db")
+        agents = [[{"role": "user", "content": f"I am agent {i}"}] for i in range(6)]
+
+        async def turn(scene, messages):
+            status, seen, body = await scene.ask(messages)
+            assert status == 200, body
+            answer = body["choices"][0]["message"]["content"]
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "and then?"}]
+            return seen["x-saga-session"], seen["x-saga-worker"]
+
         async with scene(3, db=db) as s:
-            before = [(await s.agent(f"agent {i}", 2))[-1] for i in range(6)]
-            assert len(set(before)) == 3
+            before = [[await turn(s, messages) for _ in range(2)][-1] for messages in agents]
+            assert len({worker for _, worker in before}) == 3
             await s.gateway.stop(1.0)
             async with scene(engines=s.engines, db=db) as again:
-                after = [(await again.agent(f"agent {i}", 3)) for i in reversed(range(6))]
-                assert after == [[worker] * 3 for worker in reversed(before)]
+                after = [[await turn(again, messages) for _ in range(2)] for messages in reversed(agents)]
+                assert after == [[place] * 2 for place in reversed(before)]
 
     play(work)
 
