@@ -170,7 +170,7 @@ class Health:
     def follow(self, worker):
         pass
 
-    def wake(self, worker):
+    def wake(self, worker, wanted):
         pass
 
 

@@ -44,8 +44,8 @@ class Health:
     def follow(self, worker):
         self.followed.append(worker.name)
 
-    def wake(self, worker):
-        self.woken.append(worker.name)
+    def wake(self, worker, wanted):
+        self.woken.append((worker.name, wanted))
 
 
 class Watcher:
@@ -318,13 +318,13 @@ def test_answers_that_never_come_are_not_waited_for_for_ever():
     assert world.meter.outcomes == {("offload", "unanswered"): 10_000 - 8_192}
 
 
-def test_only_a_prefetch_for_an_idle_engine_wakes_it():
-    """One that works hears its link between steps."""
+def test_only_a_prefetch_wakes_an_engine_until_it_is_answered():
+    """Nothing else is of use to an engine without calls."""
     world = World()
-    world.order(do.Offload("s", "w", ""))
+    world.order(do.Offload("s", "w", ""), do.Release("s", "w", do.Standing.ENDED, ""))
     assert world.health.woken == []
-    world.order(do.Prefetch("s", "w", ""))
-    assert world.health.woken == ["w"]
-    world.worker.num_calls = 1
-    world.order(do.Prefetch("s", "w", ""))
-    assert world.health.woken == ["w"]
+    (directive,) = world.order(do.Prefetch("s", "w", ""))
+    ((name, wanted),) = world.health.woken
+    assert (name, wanted()) == ("w", True)
+    world.hear(world.engines.links["w"], answer=wire.Answer(id=directive.id, outcome=wire.OUTCOME_ACCEPTED))
+    assert not wanted()

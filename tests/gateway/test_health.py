@@ -45,9 +45,13 @@ class Server:
         self.metrics: bytes | None = TEXT
         self.stall = False
         self.seen: list[str] = []
+        self.calls: list[dict] = []
 
     async def answer(self, request: web.Request) -> web.Response:
         self.seen.append(request.headers.get("Authorization", ""))
+        if request.method == "POST":
+            self.calls.append(await request.json())
+            return web.json_response({"choices": []})
         if request.path == "/health":
             return web.Response(status=self.health)
         if request.path == "/v1/models":
@@ -62,14 +66,14 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def scene(server, **fields):
-    """The server, followed; yields (workers, worker)."""
+    """The server, followed by `server.looked_after`; yields (workers, worker)."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     workers = Workers(CircuitRules(failures_to_open=2, open_s=0.02))
-    health = Health(workers, FAST)
+    health = server.looked_after = Health(workers, FAST)
     worker = workers.add(WorkerConfig(f"http://127.0.0.1:{runner.addresses[0][1]}", **fields), 0.0)
     health.follow(worker)
     try:
@@ -168,5 +172,40 @@ def test_models_that_change_are_noticed():
         async with scene(server) as (_, worker):
             server.models = ["m", "adapter"]
             await until(lambda: worker.models == frozenset({"m", "adapter"}))
+
+    asyncio.run(work())
+
+
+def test_an_idle_engine_is_woken_while_it_is_wanted():
+    """By calls of one token that say what they are; once at a time, and not while it has calls."""
+
+    async def work():
+        server = Server()
+        async with scene(server) as (_, worker):
+            wanted = True
+            worker.num_calls = 1
+            for _ in range(3):
+                server.looked_after.wake(worker, lambda: wanted)
+            await asyncio.sleep(0.1)
+            assert server.calls == []
+            worker.num_calls = 0
+            await until(lambda: len(server.calls) >= 2)
+            wanted = False
+            assert server.calls[0] == {"model": "m", "prompt": ".", "max_tokens": 1, "vllm_xargs": {"saga_wake": 1}}
+            await until(lambda: not server.looked_after._waking)
+
+    asyncio.run(work())
+
+
+def test_an_engine_that_cannot_be_woken_is_left_alone():
+    """It is down by then, or answers with an error: the health checks see to it."""
+
+    async def work():
+        server = Server()
+        async with scene(server) as (workers, worker):
+            workers.drain(worker.name, 0.0)
+            server.looked_after.wake(worker, lambda: True)
+            await until(lambda: not server.looked_after._waking)
+            assert server.calls == []
 
     asyncio.run(work())

@@ -24,7 +24,7 @@ from saga import commands as do
 from saga import events as ev
 from saga.errors import UsageError
 from saga.gateway.health import Health
-from saga.gateway.workers import Capacity, Worker, WorkerConfig, Workers, WorkerState
+from saga.gateway.workers import Capacity, Worker, WorkerConfig, Workers
 from saga.protocol import coordinator_pb2 as wire
 
 MAX_NAME = 512
@@ -73,6 +73,10 @@ class EngineLink:
         self.asked: OrderedDict[int, tuple[str, float]] = OrderedDict()
         self.ready = asyncio.Event()
         self.is_over = False
+
+    def awaits_prefetch(self) -> bool:
+        """Whether an answer to a prefetch is outstanding. O(directives asked)."""
+        return any(name == "prefetch" for name, _ in self.asked.values())
 
 
 class Engines:
@@ -212,8 +216,8 @@ class Engines:
         if directive is None:
             return False
         self._put(link, directive)
-        if type(command) is do.Prefetch and not link.worker.num_calls and link.worker.state is WorkerState.UP:
-            self._health.wake(link.worker)
+        if type(command) is do.Prefetch:
+            self._health.wake(link.worker, link.awaits_prefetch)
         return True
 
     def _prioritize(self, link: EngineLink, command: do.Reprioritize) -> None:

@@ -27,6 +27,7 @@ from saga.gateway.workers import Worker, Workers, WorkerState
 _MAX_BYTES = 8 * 2**20
 _CAPACITY_CHANGED = 0.05
 _LEAD_S = 0.01  # of what is on the link, before the call that wakes
+_WAKE_EVERY_S, _WAKES = 0.25, 8
 _SAMPLE = re.compile(rb"^vllm:(\w+)(\{[^}]*\})? ([^ \n]+)", re.MULTILINE)
 _LABEL = re.compile(rb'(\w+)="([^"]*)"')
 _EXPECTED = (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, msgspec.MsgspecError)
@@ -138,11 +139,14 @@ class Health:
         if self._first:
             await asyncio.wait(self._first, timeout=timeout_s)
 
-    def wake(self, worker: Worker) -> None:
-        """Give an idle engine a call of one token, so that it hears what waits on its link. Does not wait."""
+    def wake(self, worker: Worker, wanted: Callable[[], bool]) -> None:
+        """Give an idle engine a call of one token, so that it hears what waits on its link. Does not wait.
+
+        One that has calls hears it anyway; it is looked at now and then for as long as it is `wanted`, seconds at most.
+        """
         if worker.name in self._waking or self._session is None:
             return
-        task = asyncio.get_running_loop().create_task(self._wake(worker))
+        task = asyncio.get_running_loop().create_task(self._wake_on(worker, wanted))
         self._waking[worker.name] = task
         task.add_done_callback(lambda _: self._waking.pop(worker.name, None))
 
@@ -247,8 +251,16 @@ class Health:
             return False
         return True
 
-    async def _wake(self, worker: Worker) -> None:
+    async def _wake_on(self, worker: Worker, wanted: Callable[[], bool]) -> None:
         await asyncio.sleep(_LEAD_S)
+        for _ in range(_WAKES):
+            if not wanted() or not worker.is_up:
+                return
+            if not worker.num_calls:
+                await self._wake(worker)
+            await asyncio.sleep(_WAKE_EVERY_S)
+
+    async def _wake(self, worker: Worker) -> None:
         model = min(worker.models or (), default="")
         call = {"model": model, "prompt": ".", "max_tokens": 1, "vllm_xargs": {"saga_wake": 1}}
         try:
