@@ -58,6 +58,9 @@ class VirtualEngine:
             self._pump = asyncio.create_task(self._run())
         return call
 
+    async def prepare(self) -> None:
+        """See ProbedEngine."""
+
     async def idle(self) -> bool:
         """See ProbedEngine."""
         if self._pump is not None:

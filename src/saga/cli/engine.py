@@ -20,7 +20,6 @@ from saga.errors import UsageError
 
 if TYPE_CHECKING:
     from saga.engine.answers import Caller
-    from saga.engine.hardware import Hardware
     from saga.engine.server import EngineServer
 
 _MODEL, _ANSWERS, _CHILD = "What is modelled", "What it answers", "As a child process"
@@ -68,10 +67,11 @@ def engine(
 
     curl http://127.0.0.1:8100/v1/completions -d '{"prompt": "Say something"}'
     """
+    from saga.engine.hardware import hardware as find_hardware
     from saga.engine.server import EngineServer, ServerSettings
 
     settings = ServerSettings(
-        hardware=machine(hardware),
+        hardware=find_hardware(hardware),
         model=model,
         speed=speed,
         kv_tokens=kv_tokens,
@@ -98,20 +98,6 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         return asyncio.new_event_loop
     return new_event_loop
-
-
-def machine(name: str) -> Hardware:
-    """The hardware of that name, or of that file and name."""
-    from saga.engine.hardware import hardware, load_hardware
-    from saga.errors import UnknownName
-
-    path, colon, entry = name.rpartition(":")
-    if not colon or not path.endswith(".toml"):
-        return hardware(name)
-    found = load_hardware(path)
-    if entry not in found:
-        raise UnknownName("hardware", entry, found)
-    return found[entry]
 
 
 def _caller(script: Path | None, tools: str) -> Caller:

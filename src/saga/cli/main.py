@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from saga import __version__
+from saga.cli.calibrate import calibrate
 from saga.cli.demo import demo
 from saga.cli.engine import engine
 from saga.cli.explain import explain
@@ -45,6 +46,7 @@ app.command()(workflow)
 app.command()(serve)
 app.command()(top)
 app.command()(engine)
+app.command()(calibrate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(worker)
 app.command(hidden=True)(front)
 app.command()(replay)

@@ -120,7 +120,8 @@ def serve(
     """
     from dataclasses import replace
 
-    from saga.cli.engine import DEFAULT_HARDWARE, machine
+    from saga.cli.engine import DEFAULT_HARDWARE
+    from saga.engine.hardware import hardware as find_hardware
     from saga.engine.latency import LatencyModel
     from saga.gateway.embedded import EmbeddedEngines
     from saga.gateway.tracing import TRACES_ENDPOINT, is_wanted, traces_endpoint
@@ -162,7 +163,7 @@ def serve(
     if settings.otel_endpoint:
         os.environ[TRACES_ENDPOINT] = traces_endpoint(settings.otel_endpoint)  # front processes read it too
     is_wanted(os.environ)
-    rate = LatencyModel(machine(hardware or DEFAULT_HARDWARE)).prefill_tokens_per_s * (speed or 1.0)
+    rate = LatencyModel(find_hardware(hardware or DEFAULT_HARDWARE)).prefill_tokens_per_s * (speed or 1.0)
     engines = EmbeddedEngines(number, arguments, rate)
     _run(lambda: _serve(settings, config, engines))
 

@@ -51,7 +51,7 @@ def sim(
     ] = False,
     workers: Annotated[int, typer.Option(help="Engines in the fleet.", rich_help_panel=_FLEET)] = 4,
     hardware: Annotated[
-        str, typer.Option(help="Model and machine of one worker.", rich_help_panel=_FLEET)
+        str, typer.Option(help="One worker: a built-in name, or FILE.toml:NAME.", rich_help_panel=_FLEET)
     ] = "llama3-70b-a100x4",
     kv_tokens: Annotated[
         int | None, typer.Option(help="KV tokens of a worker [default: by hardware].", rich_help_panel=_FLEET)

@@ -109,6 +109,10 @@ class ProbedEngine(Protocol):
     block_tokens: int
     waits: float
 
+    async def prepare(self) -> None:
+        """Learn what must be known before the first call. Raises PeerError where the engine does not answer."""
+        ...
+
     def ask(self, prompt: Prompt, output_tokens: int) -> Answering:
         """Send a call that answers with exactly so many tokens."""
         ...
@@ -199,6 +203,7 @@ class Prober:
 
     async def warm_up(self) -> None:
         """Two calls whose times do not count. Raises PeerError where the engine does not answer."""
+        await self._engine.prepare()
         for tokens in (_SHORT_TOKENS, LEAST_CONTEXT_TOKENS - _GAUGE_TOKENS):
             await self._engine.ask(self._prompt(tokens), 4).last_s()
 
