@@ -28,6 +28,7 @@ PIECES = (
     *(b"Host: a\r\n", b"Content-Length: 2\r\n", b"content-length:03 \r\n", b"Transfer-Encoding: chunked\r\n"),
     *(b"Expect: 100-continue\r\n", b"Connection: close\r\n", b"Connection: keep-alive, x\r\n", b"Upgrade: h2c\r\n"),
     *(b"Name:\tvalue\t\r\n", b"\r\n", b"\r\n\r\n", b"\r", b"\n", b"\0", b"\xff", b"{}", b"{}\n", b"0\r\n\r\n"),
+    *(b"POST /v1/x HTTP/1.1\r\nHost: a\r\n", b"GET /v1/x HTTP/1.1\r\nHost: a\r\n\r\n"),
     *(b"2\r\n{}\r\n", b"0002;a=b\r\n{}\r\n", b"0\r\nTrailer: x\r\n\r\n", b"x" * 64, b"a:b\r\n" * 8, b"ffffffff\r\n"),
 )
 SEEDS = (  # which must be read as requests, so that a reader who refuses everything does not pass
@@ -86,7 +87,8 @@ def check(data: bytes) -> None:
     cut %= len(data) + 1
     whole = read_all([data])
     assert read_all([data[:cut], data[cut:]]) == whole
-    assert read_all([data[i : i + 1] for i in range(len(data))]) == whole
+    step = 1 + len(data) // 100
+    assert read_all([data[i : i + step] for i in range(0, len(data), step)]) == whole
     read = [message for message in whole if message != REFUSED]
     oracle = Oracle()
     try:
