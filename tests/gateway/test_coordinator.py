@@ -8,13 +8,17 @@ import struct
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from saga import __version__
 from saga.errors import PeerError
 from saga.gateway import frames
 from saga.gateway.contracts import Answer, Request
+from saga.gateway.coordinator import FrontLink
 from saga.gateway.frames import Link
 from saga.gateway.reading import IdentitySettings, Reader
+from saga.scheduler.invariants import check
 
 from .fakes import run
 from .far import chat, far, until
@@ -28,6 +32,14 @@ def place(number, text="task", *, model="m", **more):
     body = chat(("user", text)) | {"model": model}
     reading = READER.read(Request("POST", PATH, PATH, [], json.dumps(body).encode()))
     return msgspec.structs.replace(frames.placing(number, reading, reading.digest), **more)
+
+
+def plain(number, more=""):
+    """A completion that a front has read, and its digest."""
+    body = {"model": "m", "prompt": "word " * 300 + more}
+    path = "/v1/completions"
+    reading = READER.read(Request("POST", path, path, [], json.dumps(body).encode()))
+    return frames.placing(number, reading, reading.digest), reading.digest
 
 
 class Hand:
@@ -131,12 +143,6 @@ def test_who_leaves_while_its_prompt_is_asked_about_is_not_scheduled():
     """And an answer to the question that comes after all changes nothing."""
 
     async def work(gateway, hand):
-        def plain(number, more=""):
-            body = {"model": "m", "prompt": "word " * 300 + more}
-            path = "/v1/completions"
-            reading = READER.read(Request("POST", path, path, [], json.dumps(body).encode()))
-            return frames.placing(number, reading, reading.digest), reading.digest
-
         first, _ = plain(1)
         hand.link.send(first)
         await hand.hears(frames.Granted)
@@ -328,3 +334,60 @@ def test_a_front_that_comes_while_all_drain_drains_too():
         late.link.close()
 
     play(work)
+
+
+numbers = st.integers(1, 4)
+said_by_fronts = st.one_of(
+    st.builds(place, numbers, st.sampled_from(["task", "other", "third"])),
+    st.builds(lambda number, more: plain(number, more)[0], numbers, st.sampled_from(["", "and more " * 80])),
+    st.builds(
+        frames.Told,
+        numbers,
+        st.sampled_from(["begins", "said", "tail", "called", "x"]),
+        st.integers(0, 2_000),
+        st.none() | st.tuples(st.integers(0, 2**64 - 1)),
+    ),
+    st.builds(frames.Began, numbers),
+    st.builds(
+        lambda number, complete: frames.finishing(number, Answer(complete=complete, text="ok", prompt_tokens=9)),
+        numbers,
+        st.booleans(),
+    ),
+    st.builds(frames.Failed, numbers, st.just("lost"), st.booleans()),
+    st.builds(frames.Left, numbers),
+    st.builds(frames.Asked, numbers, st.just("/health")),
+    st.sampled_from(["drain", "resume", "wait"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(said_by_fronts, max_size=40))
+def test_whatever_a_front_says_in_whatever_order_nothing_is_stuck(said):
+    """Only its link may suffer; when that is gone no step is anywhere and the scheduler's laws hold."""
+
+    async def scene():
+        async with far(b"", b"", num_fronts=0) as gateway:
+            (truth, coordinator) = (gateway.truth, gateway.coordinator)
+            link = Link(frames.read_front, coordinator._on_message, coordinator._lost)
+            front = coordinator._fronts[link] = FrontLink(coordinator, link)
+            front.process = 1
+            for message in said:
+                if message == "drain":
+                    truth.workers.drain("w0", 0.0)
+                elif message == "resume":
+                    truth.workers.passed(truth.workers.resume("w0", 0.0), 0.0)
+                elif message == "wait":
+                    await asyncio.sleep(0)
+                else:
+                    try:
+                        coordinator._on_message(link, message)
+                    except PeerError:
+                        break
+            coordinator._lost(link, "enough")
+            await until(lambda: truth.is_idle)
+            assert [worker.num_calls for worker in truth.workers] == [0, 0]
+            assert not any(one.step for pool in truth.scheduling.pools for one in pool.scheduler.sessions)
+            for pool in truth.scheduling.pools:
+                check(pool.scheduler)
+
+    run(scene())

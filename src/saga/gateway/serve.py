@@ -207,7 +207,9 @@ class Gateway:
         await links.start(path)
         self.fronts = Fronts(self.config.processes, path, self.config.log_level)
         await self.fronts.start()
-        await self._fronts_listen(links, self.fronts)
+        fronts = self.fronts
+        self.metrics.gauge("saga_front_restarts", "Fronts that were started anew.", lambda: fronts.num_restarts)
+        await self._fronts_listen(links, fronts)
         self.url = _url(host, port)
 
     async def _fronts_listen(self, links: Coordinator, fronts: Fronts) -> None:
