@@ -60,9 +60,7 @@ async def serve(port: int, admin_port: int, cap: int, urls: list[str]) -> None:
     )
     gateway = Gateway(config)
     identity = gateway.identity
-    identity.conversations = Conversations(
-        replace(identity.conversations.settings, max_conversations=cap, secret=b"0" * 32)
-    )
+    identity.conversations = Conversations(replace(identity.conversations.settings, max_conversations=cap))
     await gateway.start()
     sweeping = asyncio.create_task(Sweeper(lambda: gateway.scheduling.num_running == 0).run())
     loop = asyncio.get_running_loop()

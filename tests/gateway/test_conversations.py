@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from saga.gateway.body import parse
 from saga.gateway.contracts import Answer, Kind
-from saga.gateway.conversations import Conversations, ConversationSettings, Digest, ends_with_tool
+from saga.gateway.conversations import Conversations, ConversationSettings, Digest, ends_with_tool, seed_of
 
+SECRET = 0x5A6A
 SYSTEM = {"role": "system", "content": "You are a careful engineer. " * 40}
 
 
@@ -45,7 +46,7 @@ class Gateway:
     """Conversations with a clock, and calls that say which session they got."""
 
     def __init__(self, **settings):
-        self.conversations = Conversations(ConversationSettings(secret=b"test", **settings))
+        self.conversations = Conversations(ConversationSettings(**settings))
         self.now_s = 0.0
         self.num_steps = 0
 
@@ -60,7 +61,7 @@ class Gateway:
         """A call of any kind begins."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         step = f"step{self.num_steps}-{self.now_s}"
-        digest = Digest(parse(kind, raw), raw, self.conversations.seed(named or scope), 7)
+        digest = Digest(parse(kind, raw), raw, seed_of(named or scope, SECRET), 7)
         placement = self.conversations.place(
             digest,
             scope=scope,
@@ -449,10 +450,9 @@ def test_names_come_from_the_content():
     second = Gateway().turn([SYSTEM, user("task")])
     late = Gateway().turn([SYSTEM, user("task"), said("x"), user("y")])
     assert first.session == second.session == late.session
-    other = Conversations(ConversationSettings(secret=b"other"))
     raw = json.dumps({"model": "m", "messages": [SYSTEM, user("task")]}).encode()
-    digest = Digest(parse(Kind.CHAT, raw), raw, other.seed("t/"), 7)
-    assert other.place(digest, scope="t/", at_s=0.0).session != first.session
+    digest = Digest(parse(Kind.CHAT, raw), raw, seed_of("t/", SECRET + 1), 7)
+    assert Conversations().place(digest, scope="t/", at_s=0.0).session != first.session
 
 
 def test_state_is_capped_and_ages():

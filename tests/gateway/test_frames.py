@@ -17,7 +17,7 @@ from saga.errors import PeerError
 from saga.events import Hints
 from saga.gateway import frames
 from saga.gateway.contracts import Answer, Kind, Refused, Request
-from saga.gateway.conversations import Conversations, ConversationSettings
+from saga.gateway.conversations import Conversations
 from saga.gateway.frames import FarPrompt, Link, Untold
 from saga.gateway.reading import IdentitySettings, Reader
 
@@ -121,7 +121,7 @@ turns = st.lists(
 @given(turns)
 def test_far_prompts_are_placed_as_near_ones_are(turns):
     """However four agents go on, fork, edit, repeat themselves: the same sessions, reasons and shares of prompts."""
-    both = [Conversations(ConversationSettings(secret=b"s")) for _ in range(2)]
+    both = [Conversations() for _ in range(2)]
     agents = {agent: [{"role": "user", "content": f"task {agent % 2}"}] for agent in range(4)}
     for at_s, (agent, what, text) in enumerate(turns):
         history = agents[agent]

@@ -22,7 +22,6 @@ It refuses to know tokenizers, workers, and what a session is worth. State is ca
 from __future__ import annotations
 
 import re
-import secrets
 import sys
 from array import array
 from collections import OrderedDict
@@ -371,15 +370,13 @@ class ConversationSettings:
     """Bounds.
 
     max_idle_s: a conversation is forgotten after that; retry_s: how long after a failure the same body is a retry;
-    max_live_s: a step that nobody ended stops counting as live. secret: seeds the hashes; the same secret gives the
-    same session names in another process and after a restart.
+    max_live_s: a step that nobody ended stops counting as live.
     """
 
     max_conversations: int = 200_000
     max_idle_s: float = 7_200.0
     retry_s: float = 30.0
     max_live_s: float = 3_600.0
-    secret: bytes = b""
 
 
 class Conversations:
@@ -387,7 +384,6 @@ class Conversations:
 
     def __init__(self, settings: ConversationSettings | None = None) -> None:
         self.settings = settings if settings is not None else ConversationSettings()
-        self._secret = xxh3(self.settings.secret or secrets.token_bytes(32))
         self._table: OrderedDict[str, Conversation] = OrderedDict()
         self._ends: dict[int, Conversation | list[Conversation]] = {}
         self._roots: dict[int, Conversation | list[Conversation]] = {}
@@ -398,10 +394,6 @@ class Conversations:
     def get(self, session: str) -> Conversation | None:
         """The conversation of that name."""
         return self._table.get(session)
-
-    def seed(self, scope: str) -> int:
-        """The seed of a scope's hashes (a tenant, or a tenant's key)."""
-        return seed_of(scope, self._secret)
 
     def place(
         self,
@@ -807,7 +799,10 @@ def _packed(chain: Sequence[int]) -> bytes:
 
 
 def seed_of(scope: str, secret: int) -> int:
-    """The seed of a scope's hashes; secret: the hash of the secret that seeds all of them."""
+    """The seed of a scope's hashes (a tenant, or a tenant's key). secret: hash of what seeds all of them.
+
+    The same secret gives the same session names in another process and after a restart.
+    """
     return xxh3(scope.encode("utf-8", "surrogatepass"), secret)
 
 

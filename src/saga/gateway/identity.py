@@ -19,7 +19,7 @@ import msgspec
 
 from saga.gateway.answers import TokenEstimator
 from saga.gateway.contracts import Answer, Call, Kind, Request
-from saga.gateway.conversations import Conversations, ConversationSettings, Prompt
+from saga.gateway.conversations import Conversations, Prompt
 from saga.gateway.reading import IdentitySettings, Reader, Reading
 from saga.gateway.tenants import Tenants
 from saga.wire import Resolver
@@ -63,9 +63,7 @@ class GatewayIdentity:
         self.reader = Reader(tenants, resolver, settings)
         self.settings = self.reader.settings
         self.tenants = self.reader.tenants
-        if conversations is None:
-            conversations = Conversations(ConversationSettings(secret=self.reader.secret))
-        self.conversations = conversations
+        self.conversations = conversations if conversations is not None else Conversations()
         self.estimator = estimator if estimator is not None else TokenEstimator()
         self._run = secrets.token_hex(4)
         self._num_steps = 0
