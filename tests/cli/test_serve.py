@@ -28,6 +28,7 @@ def refused(monkeypatch, capsys, *arguments) -> tuple[int, str]:
     ("arguments", "said"),
     [
         (("--host", "0.0.0.0"), "--tenants FILE"),  # noqa: S104 - refused
+        (("--coordinator-host", "0.0.0.0", "--coordinator-port", "0"), "SAGA_COORDINATOR_KEY"),  # noqa: S104 - same
         (("--worker", "ftp://x"), "expected http://host:port"),
         (("--worker", "http://a:1", "--worker", "a:1"), "is there twice"),
         (("--worker", "http://a:1", "--speed", "2"), "--embedded N"),
