@@ -47,7 +47,7 @@ def engine(**settings: Any) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_server_becomes_a_table_that_the_simulator_takes(saga: Callable[..., Any], tmp_path: Path) -> None:
-    """Sizes, provenance, all probes; other tables stay; on the wall clock decode is half to one and a half of the truth."""
+    """Sizes, provenance, all probes; other tables stay; decode is half to one and a half of the truth."""
     out, figures = tmp_path / "mine.toml", tmp_path / "figures.json"
     out.write_text(as_toml(MACHINE))
     with engine(max_model_len=3_000, kv_tokens=20_000) as url:
