@@ -61,8 +61,9 @@ class DeviceCache:
         self.block_tokens: int = groups[full[0]].kv_cache_spec.block_size if full else hash_block_tokens
 
     def num_blocks(self, session: Session) -> int:
-        """Full blocks of its last context; 0 where nothing can be known."""
-        return len(session.block_hashes) * self._hash_block_tokens // self.block_tokens if self._groups else 0
+        """Full blocks of its last context without the last token, which no step has read; 0 where nothing is known."""
+        tokens = min(session.context_tokens - 1, len(session.block_hashes) * self._hash_block_tokens)
+        return max(0, tokens // self.block_tokens) if self._groups else 0
 
     def block_at(self, session: Session, index: int) -> Block | None:
         """The block that holds block `index` of it."""

@@ -192,8 +192,9 @@ class Control:
                 self.retention.left(session, call.hints, session.last_use_s)
             else:
                 self._changed(session)
-            self._reports.changed((session,))
-        if call.hints.step:
+            if self._heard:
+                self._reports.changed((session,))
+        if call.hints.step and self._heard:
             self._reports.finished(
                 Finished(
                     call.hints.step,
@@ -289,6 +290,9 @@ class Control:
         at_s, every_s = self._now(), self.link.report_every_s
         if every_s == inf:
             self._heard = False
+            self._reports.forget_changes()
+            if self._queue is not None:
+                self._queue.take_losers()
             return
         if not self._heard:
             self._heard = True
@@ -313,6 +317,14 @@ class Control:
                 ignored=dict(self.ignored.counts),
             )
         )
+
+    def _fall_silent(self) -> None:
+        """Nobody listens: nothing is kept for later."""
+        if self._heard:
+            self._heard = False
+            self._reports.clear()
+        if self._queue is not None:
+            self._queue.forget_losers()
 
     def _tell_all(self) -> None:
         """Whoever listens now knows nothing yet."""

@@ -132,7 +132,8 @@ class OwnedBlocks:
         self.num_free_blocks = 0
         self.now_s = 0.0
         self.owners: dict[CacheOwner, Owner] = {}
-        self.lossy: dict[Lane, None] = {}
+        self._losers: set[CacheOwner] = set()
+        self._lossy: dict[Lane, None] = {}
         self._instant_s = 0.0
         self._stamp = 0
         self._giver: Owner | None = None
@@ -291,9 +292,15 @@ class OwnedBlocks:
 
     def take_losers(self) -> set[CacheOwner]:
         """Sessions that lost blocks since the last call. O(them)."""
-        losers = {owner.facts for lane in self.lossy for owner in lane.owners}
-        self.lossy.clear()
+        losers, self._losers = self._losers, set()
+        losers.update(owner.facts for lane in self._lossy for owner in lane.owners)
+        self._lossy.clear()
         return losers
+
+    def forget_losers(self) -> None:
+        """Nobody wants to know. O(1)."""
+        self._losers.clear()
+        self._lossy.clear()
 
     def disown_all(self) -> None:
         """Nothing can be hit any more: all blocks, free or not, are nobody's, and free ones unhashed. O(blocks)."""
@@ -301,8 +308,8 @@ class OwnedBlocks:
         for lane in (self._unhashed, self._nobodys, *self._listed()):
             lane.take(len(blocks), [])
             lane.stamp = 0
-        for owner in self.owners.values():
-            self.lossy.update(owner.lanes)
+        self._losers.update(self.owners)
+        self._lossy.clear()
         self.owners.clear()
         self._heap.clear()
         self._lane_of = [self._nobodys] * len(self._lane_of)
@@ -433,17 +440,24 @@ class OwnedBlocks:
         for block in blocks:
             lane_of[block.block_id] = nobodys
         lane.num_blocks -= len(blocks)
-        self.lossy[lane] = None
+        self._lossy[lane] = None
         if not lane.num_blocks:
             self._end(lane)
 
     def _end(self, lane: Lane) -> None:
+        """Its last block left: nothing points at it any more, nor it at anybody."""
+        if self._lossy.pop(lane, self) is None:
+            self._losers.update(owner.facts for owner in lane.owners)
         for owner in lane.owners:
             del owner.lanes[lane]
             if owner.alone is lane:
                 owner.alone = None
             if not owner.lanes:
                 self.owners.pop(owner.facts, None)
+        lane.owners = {}
+        lane.worth = []
+        lane.stamp = -1
+        lane.first.next_free_block = lane.last.prev_free_block = None
 
     def _new_lane(self, owners: Iterable[Owner]) -> Lane:
         lane = Lane()

@@ -148,7 +148,7 @@ class SagaSyncScheduler(Scheduler):
     def _saga_epoch(self, at_s: float) -> None:
         self.saga.epoch()
         if self.saga.by_priority:
-            if self.saga.calls.moved:
+            if self.saga.calls.settle():
                 self._saga_reorder()
             if self.waiting:
                 self._saga_give_way(at_s)
@@ -156,7 +156,6 @@ class SagaSyncScheduler(Scheduler):
     def _saga_reorder(self) -> None:
         """Every call gets its present place; heaps are built anew where one of theirs moved. O(calls * log)."""
         calls = self.saga.calls
-        calls.moved = False
         moved = False
         queues = {name: list(getattr(self, name)) for name in _QUEUES if hasattr(self, name)}
         for call in calls:
