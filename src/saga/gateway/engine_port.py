@@ -87,8 +87,9 @@ class EnginePort:
             self._engines.left(link)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            say(logging.INFO, "engine's link is gone", worker=link.worker.name)
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            why = "; ".join(repr(end) for end in ends if isinstance(end, Exception))
+            say(logging.WARNING if why else logging.INFO, "engine's link is gone", worker=link.worker.name, why=why)
 
     def _may_enter(self, context: Any) -> bool:  # noqa: ANN401 - same
         if not self._key:
