@@ -56,6 +56,11 @@ class Answer:
     finished: bool = True
 
 
+def _asked(name: str) -> str:
+    """The name that a call was given, before vLLM added to it."""
+    return "-".join(name.split("-")[:2])
+
+
 @dataclass
 class Engine:
     """vLLM in this process, with its scheduler at hand."""
@@ -119,9 +124,13 @@ class Engine:
         self.run()
         return [self.find(name) for name in names]
 
+    def has(self, name: str) -> bool:
+        """Whether a call is answered."""
+        return _asked(name) in self.answers
+
     def find(self, name: str) -> Answer:
-        """The answer of a call; vLLM may have added to its name."""
-        return next(answer for known, answer in self.answers.items() if known == name or name.startswith(f"{known}-"))
+        """The answer of a call."""
+        return self.answers[_asked(name)]
 
     def abort(self, name: str) -> None:
         """The client went away."""
@@ -199,13 +208,24 @@ class Engines:
         clean_shared_memory()
 
 
-def tiered(engines: Engines, host_blocks: int = 1_000, **tier: Any) -> Engine:
-    """An engine with SAGA's scheduler and a host tier of so many blocks."""
+def tiered(
+    engines: Engines,
+    host_blocks: int = 1_000,
+    *,
+    name: str = "",
+    scheduling_policy: str = "fcfs",
+    additional_config: dict[str, Any] | None = None,
+    **tier: Any,
+) -> Engine:
+    """An engine with SAGA's scheduler and a host tier of so many blocks. name: another engine for another name."""
     from saga.vllm_plugin.transfer_config import transfer_config
 
     return engines.get(
         scheduler_cls="saga.vllm_plugin.scheduler.SagaScheduler",
         kv_transfer_config=transfer_config(host_blocks * BLOCK_TOKENS * KV_BYTES_PER_TOKEN, **tier),
+        served_model_name=name or "tiny",
+        scheduling_policy=scheduling_policy,
+        additional_config=additional_config or {},
     )
 
 
@@ -233,7 +253,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._model)]
         command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", "257", "--max-model-len", "4096"]
+        command += ["--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", "129", "--max-model-len", "4096"]
         command += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--enforce-eager", *flags]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

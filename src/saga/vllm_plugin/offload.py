@@ -81,8 +81,11 @@ class CopyWorker(OffloadingWorker):
     def __init__(self, kv_caches: Any, region: Any) -> None:  # noqa: ANN401
         self._region = region
         self._done: list[TransferResult] = []
-        self._device = [each.tensor.view(torch.int8).view(-1, each.page_size_bytes) for each in kv_caches.tensors]
-        self._host = [region.create_next_worker_view(each.page_size_bytes) for each in kv_caches.tensors]
+        words = torch.int64 if all(each.page_size_bytes % 8 == 0 for each in kv_caches.tensors) else torch.int8
+        self._device = [
+            each.tensor.view(torch.int8).view(-1, each.page_size_bytes).view(words) for each in kv_caches.tensors
+        ]
+        self._host = [region.create_next_worker_view(each.page_size_bytes).view(words) for each in kv_caches.tensors]
 
     def submit_store(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:  # noqa: ANN401
         """Device to tier."""
@@ -110,7 +113,7 @@ class CopyWorker(OffloadingWorker):
         rows, places = (torch.as_tensor(ids, dtype=torch.long) for ids in (read, write))
         for source, target in zip(sources, targets, strict=True):
             target[places] = source[rows]
-        num_bytes = len(rows) * sum(source.shape[1] for source in sources)
+        num_bytes = len(rows) * sum(source.shape[1] * source.element_size() for source in sources)
         self._done.append(TransferResult(job_id, True, num_bytes, time.monotonic() - begin_s))  # noqa: FBT003
         return True
 

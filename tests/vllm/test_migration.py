@@ -1,0 +1,27 @@
+"""A session that moves to another engine: its prefix comes over through the tier behind both, if that is cheaper."""
+
+from __future__ import annotations
+
+from .engines import tiered, tokens
+
+
+def test_a_moved_session_brings_its_prefix_and_its_answer_stays_the_same(engines, tmp_path):
+    """What one engine computed the next one loads from the shared tier; nothing is computed again."""
+    prompt = tokens(1, 1_000)
+    here = tiered(engines, shared_folder=str(tmp_path), name="here").ask(prompt, 16, session="a")
+    there = tiered(engines, shared_folder=str(tmp_path), name="there").ask(prompt, 16, session="a")
+    assert (here.cached, there.cached) == (0, 992)
+    assert there.token_ids == here.token_ids
+
+
+def test_a_move_that_is_dearer_than_prefilling_is_not_made(engines, tmp_path):
+    """Over a slow link the second engine computes the prompt, with the same answer."""
+    prompt = tokens(2, 1_000)
+    here = tiered(engines, shared_folder=str(tmp_path), name="here").ask(prompt, 16, session="a")
+    slow = {"carry_bytes_per_s": 1_000.0, "prefill_tokens_per_s": 10_000.0}
+    engine = tiered(engines, shared_folder=str(tmp_path), name="there", **slow)
+    there = engine.ask(prompt, 16, session="a")
+    assert there.cached == 0
+    assert there.token_ids == here.token_ids
+    engine.flood()
+    assert engine.ask(prompt, 16, session="a").cached == 992, "what lies in its own memory is loaded all the same"

@@ -1,0 +1,56 @@
+"""Whether a prefix is carried to another worker or computed there."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saga.errors import UsageError
+from saga.vllm_plugin.moving import Link, carry_s, pays, worth_moving_tokens
+
+RATES = st.floats(1.0, 1e12)
+
+
+def test_a_fast_link_pays_and_a_slow_one_does_not():
+    """131,072 bytes per token over 25 GB/s are 190,735 tokens/s: more than a prefill of 20,000, less than of 200,000."""
+    link = Link(25e9)
+    assert carry_s(1_000, 131_072, link) == pytest.approx(0.00524288)
+    assert pays(1_000, 131_072, link, 20_000.0)
+    assert not pays(1_000, 131_072, link, 200_000.0)
+
+
+def test_what_a_transfer_costs_to_begin_with_makes_short_prefixes_not_worth_it():
+    """With 0.1 s to set up, only prefixes that take longer than that to prefill are carried."""
+    link = Link(1e9, setup_s=0.1)
+    least = worth_moving_tokens(100_000, link, 5_000.0)
+    assert least == pytest.approx(1_000.0)
+    assert not pays(999, 100_000, link, 5_000.0)
+    assert pays(1_001, 100_000, link, 5_000.0)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**7), RATES, st.floats(0.0, 10.0), RATES)
+def test_it_pays_exactly_from_the_least_number_on(num_tokens, bytes_per_token, bytes_per_s, setup_s, prefill):
+    """`worth_moving_tokens` is where `pays` turns from no to yes."""
+    link = Link(bytes_per_s, setup_s)
+    least = worth_moving_tokens(bytes_per_token, link, prefill)
+    if num_tokens > least * (1 + 1e-6):
+        assert pays(num_tokens, bytes_per_token, link, prefill)
+    if num_tokens < least * (1 - 1e-6):
+        assert not pays(num_tokens, bytes_per_token, link, prefill)
+
+
+def test_unknown_rates():
+    """An unknown link carries nothing, an unknown prefill rate is slower than any link; nothing is never carried."""
+    assert not pays(100, 2_048, Link(0.0), 1.0)
+    assert worth_moving_tokens(2_048, Link(0.0), 1.0) == float("inf")
+    assert pays(100, 2_048, Link(1.0), 0.0)
+    assert worth_moving_tokens(2_048, Link(1.0), 0.0) == 1.0
+    assert not pays(0, 2_048, Link(1e9), 1.0)
+
+
+@pytest.mark.parametrize(("rate", "setup"), [(-1.0, 0.0), (float("nan"), 0.0), (1.0, -1.0)])
+def test_a_link_that_cannot_be_is_refused(rate, setup):
+    """Negative rates and times, and those that are no numbers, are usage errors."""
+    with pytest.raises(UsageError, match="link"):
+        Link(rate, setup)
