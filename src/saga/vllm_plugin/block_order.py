@@ -73,5 +73,6 @@ class DeviceCache:
         return block
 
     def blocks_of(self, groups: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
-        """Those KV cache groups of a call's blocks that lie in this pool."""
-        return [blocks for blocks in groups if blocks and blocks[0].pool is self._pool]
+        """Those KV cache groups of a call's blocks that lie in this pool; vLLM 0.29 has but one."""
+        pool = self._pool
+        return [blocks for blocks in groups if blocks and getattr(blocks[0], "pool", pool) is pool]

@@ -25,7 +25,6 @@ NEEDED: dict[str, tuple[str, ...]] = {
     f"{_SCHEDULER}.reset_prefix_cache": (),
     f"{_SCHEDULER}.shutdown": (),
     f"{_SCHEDULER}._free_request_blocks": ("request",),
-    f"{_SCHEDULER}._request_blocks_can_be_freed": ("request",),
     f"{_SCHEDULER}._preempt_request": ("request", "timestamp", "drop_stale_output"),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler.schedule": (),
     f"{_MANAGER}.get_blocks": ("request_id",),
@@ -53,9 +52,57 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "vllm.v1.request:Request.num_output_tokens": (),
 }
 
+_POLICY = "vllm.v1.kv_offload.cpu.policies.base:CachePolicy"
+_WORKER = "vllm.v1.kv_offload.base:OffloadingWorker"
+_CONTEXT = "vllm.v1.kv_offload.base:ReqContext"
+_TIERING = "vllm.v1.kv_offload.tiering.spec:TieringOffloadingSpec"
+
+NEEDED_BY_TIER: dict[str, tuple[str, ...]] = {
+    f"{_TIERING}.get_manager": (),
+    f"{_TIERING}.get_worker": ("kv_caches",),
+    "vllm.v1.kv_offload.cpu.shared_offload_region:SharedOffloadRegion": (
+        "engine_id",
+        "num_chunks",
+        "rank",
+        "kv_bytes_per_chunk",
+        "cpu_page_size",
+    ),
+    "vllm.v1.kv_offload.base:TransferResult": ("job_id", "success", "transfer_size", "transfer_time"),
+    "vllm.v1.kv_offload.base:make_offload_key": ("block_hash", "group_idx"),
+    f"{_CONTEXT}.set_state": ("val",),
+    f"{_CONTEXT}.get_state": ("cls",),
+    "vllm.v1.kv_offload.cpu.policies.base:order_request_keys": ("key_groups", "req_context"),
+    f"{_POLICY}.on_store_miss": ("keys", "req_context"),
+    f"{_POLICY}.on_request_finished": ("key_groups", "insertion_only_keys", "reused_keys", "req_context"),
+    f"{_POLICY}.evict": ("n", "protected"),
+    f"{_POLICY}.mark_evictable": ("key",),
+    f"{_POLICY}.mark_non_evictable": ("key",),
+    f"{_WORKER}.submit_store": ("job_id", "src_spec", "dst_spec"),
+    f"{_WORKER}.submit_load": ("job_id", "src_spec", "dst_spec"),
+    "vllm.v1.request:Request": (
+        "request_id",
+        "prompt_token_ids",
+        "sampling_params",
+        "pooling_params",
+        "lora_request",
+        "cache_salt",
+        "priority",
+        "block_hasher",
+    ),
+}
+
+TIER_ATTRIBUTES = (
+    "connector.connector_scheduler._req_status",
+    "connector.connector_scheduler.config.blocks_per_chunk",
+    "connector.connector_scheduler.config.kv_group_configs",
+    "connector.connector_scheduler.manager",
+    "max_model_len",
+)
+
 ATTRIBUTES = (
     "block_size",
     "cache_config",
+    "defer_block_free",
     "hash_block_size",
     "kv_cache_config",
     "kv_cache_manager.block_pool.free_block_queue.num_free_blocks",
@@ -64,6 +111,7 @@ ATTRIBUTES = (
     "max_num_scheduled_tokens",
     "policy",
     "prev_step_scheduled_req_ids",
+    "processed_step_seq",
     "requests",
     "requires_kv_delivery",
     "running",
@@ -82,9 +130,15 @@ def check() -> None:
         raise _refusal(f"{_QUEUE} has methods that the plug-in does not know: {', '.join(sorted(methods - known))}")
 
 
-def check_scheduler(scheduler: object) -> None:
+def check_tier() -> None:
+    """Raise UsageError where vLLM lacks something that the host tier relies on."""
+    for path, parameters in NEEDED_BY_TIER.items():
+        _check_one(path, parameters)
+
+
+def check_scheduler(scheduler: object, attributes: tuple[str, ...] = ATTRIBUTES) -> None:
     """Raise UsageError where a scheduler, once made, lacks an attribute that is relied on."""
-    for path in ATTRIBUTES:
+    for path in attributes:
         at = scheduler
         for name in path.split("."):
             if not hasattr(at, name):

@@ -130,7 +130,7 @@ class SagaSyncScheduler(Scheduler):
             super()._free_request_blocks(request)
             return
         groups = self._saga_cache.blocks_of(self.kv_cache_manager.get_blocks(request.request_id).blocks)
-        at_once = self._request_blocks_can_be_freed(request)
+        at_once = self._saga_falls_free(request)
         with queue.given_by(session, shared_front(groups) if at_once else hashed(groups)):
             super()._free_request_blocks(request)
 
@@ -196,11 +196,11 @@ class SagaSyncScheduler(Scheduler):
 
     def _saga_can_give_way(self, request: Any) -> bool:  # noqa: ANN401
         call = self.saga.calls.get(request.request_id)
-        return (
-            call is not None
-            and call.gave_way < self.saga.config.max_preemptions
-            and self._request_blocks_can_be_freed(request)
-        )
+        return call is not None and call.gave_way < self.saga.config.max_preemptions and self._saga_falls_free(request)
+
+    def _saga_falls_free(self, request: Any) -> bool:  # noqa: ANN401
+        """Whether its blocks fall free when it gives them back, and not when a step in flight has landed."""
+        return not self.defer_block_free or bool(request.last_sched_seq <= self.processed_step_seq)
 
     def _saga_preempt(self, request: Any) -> None:  # noqa: ANN401
         """As vLLM preempts where blocks run out; tokens in flight are delivered. It may run again in this very step."""
