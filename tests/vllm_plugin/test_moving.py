@@ -13,7 +13,7 @@ RATES = st.floats(1.0, 1e12)
 
 
 def test_a_fast_link_pays_and_a_slow_one_does_not():
-    """131,072 bytes per token over 25 GB/s are 190,735 tokens/s: more than a prefill of 20,000, less than of 200,000."""
+    """131,072 bytes per token over 25 GB/s are 190,735 tokens/s: more than 20,000 prefilled, less than 200,000."""
     link = Link(25e9)
     assert carry_s(1_000, 131_072, link) == pytest.approx(0.00524288)
     assert pays(1_000, 131_072, link, 20_000.0)

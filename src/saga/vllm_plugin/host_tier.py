@@ -25,6 +25,7 @@ from vllm.v1.request import Request
 
 from saga.commands import Standing
 from saga.errors import UsageError
+from saga.vllm_plugin import compatibility
 from saga.vllm_plugin.contracts import Outcome
 from saga.vllm_plugin.control import Control
 from saga.vllm_plugin.moving import Link, pays
@@ -242,11 +243,15 @@ def _as_far_as(held: int, whole: int, gone: str) -> tuple[Outcome, str]:
 
 
 def tier_of(scheduler: Any, control: Control) -> Tier:  # noqa: ANN401
-    """The tier of a scheduler whose vLLM runs an `OffloadingConnector` with SAGA's policy, else none."""
+    """The tier of a scheduler whose vLLM runs an `OffloadingConnector` with SAGA's policy, else none.
+
+    Raises UsageError for a vLLM that lacks what it relies on.
+    """
     offloading = getattr(getattr(scheduler, "connector", None), "connector_scheduler", None)
     policy = tier_policy(getattr(offloading, "manager", None))
     if offloading is None or policy is None:
         return NoTier()
+    compatibility.check_scheduler(scheduler, compatibility.TIER_ATTRIBUTES)
     groups = offloading.config.kv_group_configs
     if len(groups) != 1 or groups[0].sliding_window_size_in_chunks is not None:
         return NoTier()

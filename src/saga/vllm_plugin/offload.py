@@ -16,19 +16,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
-from vllm.platforms import current_platform
-from vllm.v1.kv_offload.base import OffloadingWorker, TransferResult
-from vllm.v1.kv_offload.cpu.policies.base import CachePolicy, order_request_keys
-from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
-from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
+from saga.vllm_plugin import compatibility
 
-from saga.cache.eviction import EvictionPolicy
-from saga.cache.prefix_lru import PrefixLru
-from saga.cache.tiers import PausedLast
-from saga.errors import UnknownName, UsageError
-from saga.views import CacheOwner
-from saga.vllm_plugin.tier_order import TierOrder
+compatibility.check_tier()
+
+import torch  # noqa: E402 - refused clearly above where vLLM lacks something
+from vllm.platforms import current_platform  # noqa: E402
+from vllm.v1.kv_offload.base import OffloadingWorker, TransferResult  # noqa: E402
+from vllm.v1.kv_offload.cpu.policies.base import CachePolicy, order_request_keys  # noqa: E402
+from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion  # noqa: E402
+from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec  # noqa: E402
+
+from saga.cache.eviction import EvictionPolicy  # noqa: E402
+from saga.cache.prefix_lru import PrefixLru  # noqa: E402
+from saga.cache.tiers import PausedLast  # noqa: E402
+from saga.errors import UnknownName, UsageError  # noqa: E402
+from saga.views import CacheOwner  # noqa: E402
+from saga.vllm_plugin.tier_order import TierOrder  # noqa: E402
 
 TIER_EVICTION: Mapping[str, EvictionPolicy] = MappingProxyType({"paused_last": PausedLast(), "lru": PrefixLru()})
 
