@@ -43,7 +43,7 @@ from saga.vllm_plugin.link import connect
 
 DIRECTIVES_PER_S, REPORTS_PER_S, PINGS_PER_S = 1_000, 25, 250
 NUM_SESSIONS, NUM_FINISHED = 20, 5
-START_S, WARM_UP_S = 3.0, 1.0
+START_S, WARM_UP_S = 60.0, 1.0
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -198,7 +198,7 @@ async def echo(meter: Meter, number: int) -> AsyncIterator[tuple[str, Order]]:
         try:
             while isinstance(message := await context.read(), wire.FromEngine):
                 if message.HasField("answer"):
-                    meter.answered(name, "", "", time.perf_counter() - since_s.pop(message.answer.id))
+                    meter.answered(name, "", "", time.perf_counter() - since_s.pop(message.answer.id, 0.0))
         finally:
             sending.cancel()
 
@@ -287,7 +287,7 @@ async def measure(name: str, number: int, seconds: float) -> tuple[list[float], 
         if address:
             kind = "echo" if name == "echo" else "link"
             children += [child("--engine", kind, "--coordinator", address, "--name", f"w{n}") for n in range(number)]
-            await asyncio.sleep(START_S)
+            await all_answer(order, meter, number)
         await load(order, number, WARM_UP_S)
         pinging = child("--pinger", str(server.sockets[0].getsockname()[1]), stdout=subprocess.PIPE)
         await asyncio.sleep(0.7)
@@ -305,6 +305,16 @@ async def measure(name: str, number: int, seconds: float) -> tuple[list[float], 
     server.close()
     lost = max(0, num_ordered - len(trips)) if address else 0
     return trips, json.loads(out), lost, cpu_s / (seconds + 0.2)
+
+
+async def all_answer(order: Order, meter: Meter, number: int) -> None:
+    """Until every engine is there; a TimeoutError where one does not come."""
+    async with asyncio.timeout(START_S):
+        for place in range(number):
+            before = len(meter.trips)
+            while len(meter.trips) == before:
+                order(f"w{place}", 2**40 + place)
+                await asyncio.sleep(0.2)
 
 
 async def load(order: Order, number: int, seconds: float) -> int:
