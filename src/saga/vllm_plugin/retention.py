@@ -22,7 +22,7 @@ from saga.vllm_plugin.contracts import Outcome, Release, Retain
 from saga.vllm_plugin.hints import Hints, Ignored
 from saga.vllm_plugin.sessions import Session
 
-_UNKNOWN = "unknown"
+_UNKNOWN, _ACTIVE, _PAUSED, _ENDED = "unknown", Standing.ACTIVE.value, Standing.PAUSED.value, Standing.ENDED.value
 
 
 class Retention:
@@ -52,19 +52,19 @@ class Retention:
     def came(self, session: Session) -> None:
         """A call of it has come, or waits again: its prefix is due now."""
         self._drop(session)
-        self._stand(session, Standing.ACTIVE, -inf)
+        self._stand(session, _ACTIVE, -inf)
 
     def left(self, session: Session, hints: Hints, at_s: float) -> None:
         """Its last call in the engine ended; what that call said of the future is all there is."""
         probability = hints.continue_probability
         if probability == 0.0:
-            self._stand(session, Standing.ENDED, inf)
+            self._stand(session, _ENDED, inf)
         elif hints.expected_gap_s is None:
             self._stand(session, _UNKNOWN, inf)
         else:
             gap_s = hints.expected_gap_s / (1.0 if probability is None else max(probability, 1e-3))
             session.reuse_probability = 1.0 if probability is None else probability
-            self._stand(session, Standing.ACTIVE, at_s + gap_s)
+            self._stand(session, _ACTIVE, at_s + gap_s)
             self._keep(session, at_s + min(self._max_s, self._factor * hints.expected_gap_s))
 
     def retain(self, session: Session, order: Retain, at_s: float) -> tuple[Outcome, str]:
@@ -77,7 +77,7 @@ class Retention:
         for_s = inf if order.for_s is None else order.for_s
         session.reuse_probability = order.reuse_probability
         expected_s = inf if order.expected_use_s is None else at_s + max(0.0, order.expected_use_s)
-        self._stand(session, Standing.ACTIVE, expected_s)
+        self._stand(session, _ACTIVE, expected_s)
         self._keep(session, at_s + min(for_s, self._max_s))
         if self._max_s < for_s < inf:
             return Outcome.CLIPPED, f"for {self._max_s:g} s at most"
@@ -89,13 +89,13 @@ class Retention:
             return Outcome.ACCEPTED, "a call of it is here"
         self._drop(session)
         expected_s = inf if order.expected_use_s is None else at_s + max(0.0, order.expected_use_s)
-        self._stand(session, order.standing, expected_s)
+        self._stand(session, order.standing.value, expected_s)
         return Outcome.ACCEPTED, ""
 
     def forget(self, session: Session) -> None:
         """Nobody knows it any more."""
         self._drop(session)
-        self._stand(session, Standing.ENDED, inf)
+        self._stand(session, _ENDED, inf)
 
     def tick(self, at_s: float) -> None:
         """Let those go whose deadline has passed. O(log retained) each."""
@@ -104,7 +104,7 @@ class Retention:
             until_s, _, session = heappop(deadlines)
             if session in self._retained and session.until_s == until_s:
                 self._drop(session)
-                self._stand(session, Standing.PAUSED, session.expected_use_s)
+                self._stand(session, _PAUSED, session.expected_use_s)
 
     def _keep(self, session: Session, until_s: float) -> None:
         session.until_s = until_s
@@ -122,7 +122,7 @@ class Retention:
 
     def _stand(self, session: Session, standing: str, expected_use_s: float) -> None:
         """Only of those who are known to come back does it matter how old their task is."""
-        session.standing = str(standing)
+        session.standing = standing
         session.expected_use_s = expected_use_s
         session.task_arrival_s = 0.0 if standing == _UNKNOWN else session.arrived_s
         self._changed(session)
