@@ -96,12 +96,13 @@ def test_no_prefetch_while_a_call_waits(engines):
     engine.run()
 
 
-def test_a_wake_lets_an_idle_engine_hear_a_directive(engines):
+def test_a_wake_lets_an_idle_engine_hear_a_directive(engines, monkeypatch):
     """A call of one token that says saga_wake makes the engine poll at once, and prefetch before it sleeps again."""
     engine = tiered(engines)
     saga = engine.scheduler.saga
     session, _ = in_the_tier_only(engine, "a", 17)
-    saga.link = link = ScriptedLink()
+    link = ScriptedLink()
+    monkeypatch.setattr(saga, "link", link)
     saga.next_epoch_s = float("inf")  # nothing but the wake makes it listen
     link.waiting = [Prefetch("a")]
     engine.ask([300], 1, saga_wake=1)
