@@ -2,7 +2,8 @@
 
 Shell blocks run one after the other in one folder, with few tasks; a `text` block after a shell block is its output,
 and a `json` block is the file `my_trace.jsonl` that later commands read. `make demo` is played by the command in its
-recipe, `make test` is only read (it would call this test), `saga serve` gets modelled engines instead of gpu1 and gpu2.
+recipe, `make test` is only read (it would call this test), `saga serve` gets modelled engines instead of gpu1 and gpu2,
+`saga worker` prints what it would start, or says that vLLM is missing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +91,8 @@ def play(command: str, folder: Path) -> str:
         (command,) = (line for line in recipe("demo") if line.startswith("saga demo"))
     if command.startswith("saga serve"):
         return serve(command, folder)
+    if command.startswith("saga worker"):
+        return worker(command, folder)
     return run(cheaper(command), folder)
 
 
@@ -138,6 +142,19 @@ def serve(command: str, folder: Path) -> str:
         body = {"model": model, "max_tokens": 3, "messages": [{"role": "user", "content": "Hello"}]}
         assert ask(f"{url}/chat/completions", body)["usage"]["completion_tokens"] == 3
         return greeting
+
+
+def worker(command: str, folder: Path) -> str:
+    """The command line of vLLM that it would become; where there is no vLLM, a word about that."""
+    if find_spec("vllm") is None:
+        words = shlex.split(command)
+        done = subprocess.run(words, cwd=folder, env=environment(), check=False, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "vllm" in done.stderr.lower()
+        return ""
+    printed = run(f"{command} --print", folder)
+    assert "--scheduler-cls saga.vllm_plugin.scheduler.SagaScheduler" in printed
+    return printed
 
 
 def run(command: str, folder: Path) -> str:
