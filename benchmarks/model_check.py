@@ -125,7 +125,7 @@ class Stepped:
 
     def __init__(self, *, report_first_tokens: bool) -> None:
         self.num_iterations = 0
-        self.busy_s = self.modelled_s = 0.0
+        self.busy_s = self.modelled_s = self.taking_in_s = 0.0
         self._report_first_tokens = report_first_tokens
         self._now_s = 0.0
         self._end_s = inf
@@ -314,6 +314,7 @@ class WholeEngine(Stepped):
 
     def _iterate(self) -> float:
         seconds, self._owed_s = self._owed_s, 0.0
+        self.taking_in_s += seconds
         self._now_scheduled = {}
         while not self._now_scheduled:  # a round in which vLLM schedules nothing is not an iteration
             began_s = self._clock()
@@ -417,6 +418,7 @@ def run(
     if stepped is not None:
         stepped.close()
         figures["modelled_over_measured"] = stepped.modelled_s / stepped.busy_s
+        figures["taking_in_share"] = stepped.taking_in_s / stepped.busy_s
     return figures
 
 
@@ -513,21 +515,24 @@ def compare(
         return SchedulerOnly(queue, LatencyModel(hardware), **more)
 
     print("| preset | mean TCT engine s | scheduler | modelled | ratio to engine | p95 ratio", end=" ")
-    print("| regenerated engine | scheduler | modelled | ratio to scheduler | iterations, model / engine |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| regenerated engine | scheduler | modelled | ratio", end=" ")
+    print("| iterations, model / engine | taking calls in |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for name, runs in found.items():
         real = run(name, workload, given, f"{table}:mean", scheduler)
         modelled = run(name, workload, given, f"{table}:mean", None)
         tct_s = sum(one["tct_mean_s"] for one in runs) / len(runs)
         p95_s = sum(one["tct_p95_s"] for one in runs) / len(runs)
-        tokens = sum(one["regenerated_tokens"] for one in runs) / len(runs)
+        tokens = "/".join(f"{one['regenerated_tokens']:,}" for one in runs)
+        taking_in = sum(one["taking_in_share"] for one in runs) / len(runs)
         spread = "/".join(f"{one['tct_mean_s']:.2f}" for one in runs)
         iterations = sum(one["modelled_over_measured"] for one in runs) / len(runs)
         print(
             f"| {name} | {spread} | {real['tct_mean_s']:.2f} | {modelled['tct_mean_s']:.2f} "
-            f"| {modelled['tct_mean_s'] / tct_s:.3f} | {modelled['tct_p95_s'] / p95_s:.3f} | {tokens:,.0f} "
+            f"| {modelled['tct_mean_s'] / tct_s:.3f} | {modelled['tct_p95_s'] / p95_s:.3f} | {tokens} "
             f"| {real['regenerated_tokens']:,} | {modelled['regenerated_tokens']:,} "
-            f"| {modelled['regenerated_tokens'] / max(1, real['regenerated_tokens']):.3f} | {iterations:.3f} |",
+            f"| {modelled['regenerated_tokens'] / max(1, real['regenerated_tokens']):.3f} | {iterations:.3f} "
+            f"| {taking_in:.1%} |",
             flush=True,
         )
 
