@@ -318,8 +318,8 @@ def test_answers_that_never_come_are_not_waited_for_for_ever():
     assert world.meter.outcomes == {("offload", "unanswered"): 10_000 - 8_192}
 
 
-def test_only_a_prefetch_wakes_an_engine_until_it_is_answered():
-    """Nothing else is of use to an engine without calls."""
+def test_a_prefetch_wakes_an_engine_until_it_is_answered():
+    """What nobody waits for is of no use to an engine without calls."""
     world = World()
     world.order(do.Offload("s", "w", ""), do.Release("s", "w", do.Standing.ENDED, ""))
     assert world.health.woken == []
@@ -328,3 +328,24 @@ def test_only_a_prefetch_wakes_an_engine_until_it_is_answered():
     assert (name, wanted()) == ("w", True)
     world.hear(world.engines.links["w"], answer=wire.Answer(id=directive.id, outcome=wire.OUTCOME_ACCEPTED))
     assert not wanted()
+
+
+def test_a_move_is_done_with_its_answer_or_the_link():
+    """The source is woken for it; without a link there is nobody to wait for."""
+
+    async def scene():
+        world = World()
+        move = do.Migrate("s", "w", "v", 100, "")
+        assert world.engines.move("w", move, 100.0) is None
+        link = world.engines.joined(hello())
+        answered, lost = world.engines.move("w", move, 100.0), world.engines.move("w", move, 100.0)
+        assert [directive.offload.session for directive in link.waiting] == ["s", "s"]
+        (_, wanted), _ = world.health.woken
+        answer = wire.Answer(id=link.waiting[0].id, outcome=wire.OUTCOME_MISSING)
+        await world.engines.heard(link, wire.FromEngine(answer=answer))
+        assert (answered.done(), lost.done(), wanted()) == (True, False, True)
+        world.engines.left(link)
+        assert (lost.done(), wanted()) == (True, False)
+        assert world.meter.outcomes == {("offload", "missing"): 1, ("offload", "unanswered"): 1}
+
+    asyncio.run(scene())

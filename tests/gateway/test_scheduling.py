@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saga import commands as do
 from saga.gateway.contracts import MAX_CLASS, Answer, Call, Kind, Refused, Request
 from saga.gateway.scheduling import GatewayScheduling, SchedulingSettings, _classed
-from saga.gateway.workers import WorkerConfig, Workers
+from saga.gateway.workers import Capacity, WorkerConfig, Workers
 from saga.scheduler.invariants import check
 
 OK = Answer(prompt_tokens=100, output_tokens=10, complete=True)
@@ -495,3 +496,115 @@ def _collect(tasks) -> list:
         if error is None and task.result() is not None:
             got.append(task.result())
     return got
+
+
+# ---------------------------------------------------------------------- what engines are told
+
+
+class Told:
+    """Engines that write down what they are told; moves are answered by hand."""
+
+    def __init__(self) -> None:
+        self.orders = []
+        self.moves = []
+        self.answers = []
+
+    def order(self, worker, command, at_s):
+        self.orders.append((worker, command))
+        return True
+
+    def move(self, worker, command, at_s):
+        self.moves.append((worker, command))
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return self.answers[-1]
+
+
+def test_a_new_order_keeps_a_call_inside_its_clients_class():
+    """What is said over the link and what came with the call mean the same."""
+
+    async def scene():
+        scheduling = gateway(1)
+        scheduling.engines = told = Told()
+        (pool,) = scheduling.pools
+        for place, own in enumerate((-1, 0, 1)):
+            one = call(f"s{place}", prompt_tokens=10, priority=own)
+            await scheduling.admit(one)
+            scheduling._carry_out(pool, do.Reprioritize(one.step, "a", -place, ""))
+        got = [command.priority for _, command in told.orders if type(command) is do.Reprioritize]
+        assert got == [_classed(0, -1), -1, _classed(-2, 1)]
+        assert got == sorted(got)
+
+    asyncio.run(scene())
+
+
+def on_the_move(scheduling):
+    """Engines that are told, and a session "s" with a prefix on "a", from where it must go to "b": in the next call."""
+
+    async def scene():
+        scheduling.engines = told = Told()
+        scheduling.workers.drain("b", 0.0)
+        scheduling.finished(await scheduling.admit(call("s")), OK)
+        busy = await scheduling.admit(call("other"))
+        scheduling.workers.resume("b", 0.0)
+        worker = scheduling.workers.get("b")
+        scheduling.workers.passed(worker, 0.0)
+        scheduling.workers.told(worker, Capacity(1_000, 16, 1_000, 8, 1_000.0, 2_000.0, 2_000.0))
+        scheduling.workers.drain("a", 0.0)
+        return told, busy
+
+    return scene()
+
+
+def test_a_step_waits_until_its_prefix_is_on_its_way():
+    """The source is asked, the step leaves with its answer, and the prefix counts as held where the session went."""
+
+    async def scene():
+        scheduling = gateway(2, max_move_s=60.0)
+        told, busy = await on_the_move(scheduling)
+        moving = asyncio.create_task(scheduling.admit(call("s")))
+        await asyncio.sleep(0.02)
+        ((source, command),) = told.moves
+        assert (source, command.session, moving.done()) == ("a", "s", False)
+        told.answers[0].set_result(None)
+        ticket = await moving
+        assert ticket.address.worker == "b"
+        (pool,) = scheduling.pools
+        assert pool.scheduler.sessions.get("s").home_tokens == command.tokens > 0
+        scheduling.finished(ticket, OK)
+        scheduling.finished(busy, OK)
+        lawful(scheduling)
+
+    asyncio.run(scene())
+
+
+def test_a_step_does_not_wait_for_ever_for_its_prefix():
+    """A source that says nothing costs so much time and no more."""
+
+    async def scene():
+        scheduling = gateway(2, max_move_s=0.02)
+        told, busy = await on_the_move(scheduling)
+        ticket = await scheduling.admit(call("s"))
+        assert (ticket.address.worker, len(told.moves), told.answers[0].done()) == ("b", 1, False)
+        assert ticket.queued_s >= 0.02
+        scheduling.finished(ticket, OK)
+        scheduling.finished(busy, OK)
+        lawful(scheduling)
+
+    asyncio.run(scene())
+
+
+def test_a_client_that_leaves_while_its_prefix_moves_leaves_nothing_behind():
+    """The step has its end, and its worker its place."""
+
+    async def scene():
+        scheduling = gateway(2, max_move_s=60.0)
+        _, busy = await on_the_move(scheduling)
+        moving = asyncio.create_task(scheduling.admit(call("s")))
+        await asyncio.sleep(0.02)
+        moving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await moving
+        scheduling.finished(busy, OK)
+        lawful(scheduling)
+
+    asyncio.run(scene())

@@ -5,7 +5,8 @@
 
 A link only adds: without it a worker is as good as before, and whether it is up is for `health` to say. What waits for
 a slow engine is bounded, the oldest is dropped and counted. Times leave here as seconds from now. A migration is an
-offload at the source: the tier that it goes to is the one that the target reads.
+offload at the source: the tier that it goes to is the one that the target reads. Who sends a step after it may wait for
+its answer (`move`), and an idle source is woken to give one.
 
 It refuses to know streams and keys (`engine_port`) and what is best for a session. Use it on one event loop.
 """
@@ -62,21 +63,33 @@ class EngineMeter(Protocol):
 
 
 class EngineLink:
-    """An engine's open stream. waiting: directives to be sent, `ready` is set while there are some or it is over."""
+    """An engine's open stream. waiting: directives to be sent, `ready` is set while there are some or it is over.
 
-    __slots__ = ("asked", "figures", "is_over", "ready", "waiting", "worker")
+    asked: (name, since when) of what has no answer yet, by id; moves: who waits for one of those.
+    """
+
+    __slots__ = ("asked", "figures", "is_over", "moves", "ready", "waiting", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.figures = wire.Report()
         self.waiting: deque[wire.Directive] = deque()
         self.asked: OrderedDict[int, tuple[str, float]] = OrderedDict()
+        self.moves: dict[int, asyncio.Future[None]] = {}
         self.ready = asyncio.Event()
         self.is_over = False
 
-    def awaits_prefetch(self) -> bool:
-        """Whether an answer to a prefetch is outstanding. O(directives asked)."""
-        return any(name == "prefetch" for name, _ in self.asked.values())
+    def forget(self, directive: int) -> str:
+        """The directive has its answer, or will have none: its name, "" where it was not asked. O(1)."""
+        move = self.moves.pop(directive, None)
+        if move is not None and not move.done():
+            move.set_result(None)
+        name, _ = self.asked.pop(directive, ("", 0.0))
+        return name
+
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for its answer to a move or a prefetch. O(directives asked)."""
+        return bool(self.moves) or any(name == "prefetch" for name, _ in self.asked.values())
 
 
 class Engines:
@@ -125,9 +138,8 @@ class Engines:
         link.ready.set()
         if self.links.get(link.worker.name) is link:
             del self.links[link.worker.name]
-        for name, _ in link.asked.values():
-            self._meter.answered(link.worker.name, name, "unanswered", None)
-        link.asked.clear()
+        for number in list(link.asked):
+            self._meter.answered(link.worker.name, link.forget(number), "unanswered", None)
         link.waiting.clear()
 
     def _worker(self, hello: wire.Hello) -> Worker:
@@ -194,7 +206,8 @@ class Engines:
         link.figures = _figures(report)
 
     def _take_answer(self, link: EngineLink, answer: wire.Answer) -> None:
-        asked = link.asked.pop(answer.id, None)
+        asked = link.asked.get(answer.id)
+        link.forget(answer.id)
         outcome = _OUTCOMES.get(answer.outcome)
         if asked is None or outcome is None:
             self._meter.misunderstood("answer")
@@ -217,8 +230,19 @@ class Engines:
             return False
         self._put(link, directive)
         if type(command) is do.Prefetch:
-            self._health.wake(link.worker, link.awaits_prefetch)
+            self._health.wake(link.worker, link.is_awaited)
         return True
+
+    def move(self, worker: str, command: do.Migrate, at_s: float) -> asyncio.Future[None] | None:
+        """Order a migration at its source `worker`; done with its answer or the link, None without a link. O(1)."""
+        link = self.links.get(worker)
+        directive = _directive(command, at_s)
+        if link is None or directive is None:
+            return None
+        self._put(link, directive)
+        move = link.moves[directive.id] = asyncio.get_running_loop().create_future()
+        self._health.wake(link.worker, link.is_awaited)
+        return move
 
     def _prioritize(self, link: EngineLink, command: do.Reprioritize) -> None:
         """Priorities that are ordered together go together."""
@@ -231,12 +255,12 @@ class Engines:
 
     def _put(self, link: EngineLink, directive: wire.Directive) -> None:
         if len(link.waiting) >= _MAX_WAITING:
-            name, _ = link.asked.pop(link.waiting.popleft().id, ("", 0.0))
+            name = link.forget(link.waiting.popleft().id)
             self._meter.answered(link.worker.name, name, "dropped", None)
         directive.id = next(self._ids)
         link.asked[directive.id] = directive.WhichOneof("what") or "", self._clock()
         if len(link.asked) > _MAX_ASKED:
-            _, (name, _) = link.asked.popitem(last=False)
+            name = link.forget(next(iter(link.asked)))
             self._meter.answered(link.worker.name, name, "unanswered", None)
         link.waiting.append(directive)
         link.ready.set()

@@ -57,14 +57,16 @@ class SchedulingSettings:
     """How calls are scheduled.
 
     preset: name of a composition. max_queue: calls that may wait. max_wait_s, no_worker_wait_s: how long, seconds.
-    max_attempts: of one call. session_idle_s: after which a session has ended. check_every: events between samples of
-    the invariants, 0 for none. housekeeping_s: how often idle sessions are looked for.
+    max_move_s: how long a step waits for its prefix to be on its way. max_attempts: of one call. session_idle_s: after
+    which a session has ended. check_every: events between samples of the invariants, 0 for none. housekeeping_s: how
+    often idle sessions are looked for.
     """
 
     preset: str = "saga"
     max_queue: int = 1_000
     max_wait_s: float = 120.0
     no_worker_wait_s: float = 10.0
+    max_move_s: float = 0.5
     max_attempts: int = 2
     max_sessions: int = 250_000
     session_idle_s: float = 3_600.0
@@ -115,6 +117,10 @@ class Engines(Protocol):
         """Whether it is under way to the worker of that name (of the registry). Never waits."""
         ...
 
+    def move(self, worker: str, command: do.Migrate, at_s: float) -> asyncio.Future[None] | None:
+        """Done when the source has answered, or will not; None where it cannot be told."""
+        ...
+
 
 class NoEngines:
     """No engine has a link."""
@@ -122,6 +128,10 @@ class NoEngines:
     def order(self, worker: str, command: do.Command, at_s: float) -> bool:
         """Nothing is under way."""
         return False
+
+    def move(self, worker: str, command: do.Migrate, at_s: float) -> asyncio.Future[None] | None:
+        """Nobody can be told."""
+        return None
 
 
 class NoMeter:
@@ -147,9 +157,12 @@ class NoMeter:
 
 
 class _Step:
-    """A step that waits or runs. seat: where the scheduler has it, None while it waits. num_calls: that hang on it."""
+    """A step that waits or runs. seat: where the scheduler has it, None while it waits. num_calls: that hang on it.
 
-    __slots__ = ("attempt", "call", "num_calls", "order", "pool", "rejected", "seat", "since_s", "waiters")
+    moving: done when the worker that its session leaves has answered, None where none is asked.
+    """
+
+    __slots__ = ("attempt", "call", "moving", "num_calls", "order", "pool", "rejected", "seat", "since_s", "waiters")
 
     def __init__(self, call: Call, pool: Pool, at_s: float) -> None:
         self.call = call
@@ -160,6 +173,7 @@ class _Step:
         self.rejected: do.Reject | None = None
         self.attempt = 1
         self.num_calls = 1
+        self.moving: asyncio.Future[None] | None = None
         self.waiters: list[asyncio.Future[None]] = []
 
 
@@ -274,6 +288,8 @@ class GatewayScheduling:
         self._tell(pool, self._arrival(call, pool, at_s))
         if step.order is None:
             await self._wait(step, call)
+        if step.moving is not None:
+            await self._wait_for_move(step, call)
         return self._ticket(step, call)
 
     def first_byte(self, ticket: Ticket) -> None:
@@ -407,7 +423,19 @@ class GatewayScheduling:
         self._steps[call.step] = step
         if step.seat is None:
             await self._wait(step, call)
+        if step.moving is not None:
+            await self._wait_for_move(step, call)
         return self._ticket(step, call)
+
+    async def _wait_for_move(self, step: _Step, call: Call) -> None:
+        """Until the worker that the session leaves has answered, `max_move_s` at most: then the step goes anyway."""
+        assert step.moving is not None
+        try:
+            await asyncio.wait((step.moving,), timeout=self.settings.max_move_s)
+        except BaseException:
+            self._drop(step, call)
+            raise
+        step.moving = None
 
     async def _wait(self, step: _Step, call: Call) -> None:
         """Until the step has a worker; Refused where that takes too long or too many wait."""
@@ -564,6 +592,8 @@ class GatewayScheduling:
         self._leave_seat(seat)
         if step.order is None:
             await self._wait(step, call)
+        if step.moving is not None:
+            await self._wait_for_move(step, call)
         step.attempt = ticket.attempt + 1
         return self._ticket(step, call, avoid=sent.worker)
 
@@ -731,10 +761,25 @@ class GatewayScheduling:
 
     def _order(self, pool: Pool, command: do.Command) -> None:
         """To the engine that holds what the command is about; a migration to its source."""
-        name = command.source if type(command) is do.Migrate else getattr(command, "worker", "")
-        seat = pool.seats.get(name)
+        if type(command) is do.Migrate:
+            self._migrate(pool, command)
+            return
+        if type(command) is do.Reprioritize:
+            step = self._steps.get(command.step)
+            if step is not None:
+                own_class = step.call.priority
+                command = msgspec.structs.replace(command, priority=_classed(command.priority, own_class))
+        seat = pool.seats.get(getattr(command, "worker", ""))
         if seat is not None:
             self.engines.order(seat.worker.name, command, self._now_s())
+
+    def _migrate(self, pool: Pool, command: do.Migrate) -> None:
+        """To its source; the dispatch that follows waits for the answer."""
+        seat = pool.seats.get(command.source)
+        known = pool.scheduler.sessions.get(command.session)
+        step = None if known is None else self._steps.get(known.step)
+        if seat is not None and step is not None:
+            step.moving = self.engines.move(seat.worker.name, command, self._now_s())
 
     def _carry_out_dispatch(self, pool: Pool, order: do.Dispatch) -> None:
         step = self._steps.get(order.step)
