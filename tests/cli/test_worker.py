@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,25 @@ def test_the_link_is_in_additional_config_beside_what_was_there(saga, monkeypatc
     assert "secret" not in " ".join(command)
     same = printed(saga, "m", "--additional_config=" + given[1])
     assert json.loads(after(same, "--additional-config")) == json.loads(given[1])
+
+
+def test_rates_are_those_of_the_hardware_where_none_are_given(saga, tmp_path):
+    """Of a built-in worker and of a table of one's own; what stands in --additional-config wins."""
+    from saga.engine.hardware import as_toml, hardware
+
+    table = tmp_path / "my.toml"
+    table.write_text(as_toml(replace(hardware("llama3-8b-h100"), name="mine", load_tokens_per_s=1.5e5)))
+    built_in, own = (
+        json.loads(after(printed(saga, "m", "--hardware", name), "--additional-config"))["saga"]
+        for name in ("llama3-8b-h100", f"{table}:mine")
+    )
+    assert set(built_in) == {"prefill_tokens_per_s", "load_tokens_per_s", "move_tokens_per_s"}
+    assert all(rate > 0 for rate in built_in.values())
+    assert own == {**built_in, "load_tokens_per_s": 1.5e5}
+    given = '{"saga": {"prefill_tokens_per_s": 7}}'
+    command = printed(saga, "m", "--hardware", "llama3-8b-h100", "--additional-config", given)
+    assert json.loads(after(command, "--additional-config")) == {"saga": {**built_in, "prefill_tokens_per_s": 7}}
+    assert saga("worker", "m", "--hardware", "nothing", "--print").code == 2
 
 
 def test_the_url_is_where_the_gateway_reaches_it(saga):

@@ -33,6 +33,8 @@ def test_what_is_said_is_read():
         ({"epoch_s": float("nan")}, "should be a number"),
         ({"epoch_s": True}, "should be a number"),
         ({"preempt_after_s": -1}, r"preempt_after_s = -1: should be a number of at least 0"),
+        ({"move_tokens_per_s": -1.0}, r"move_tokens_per_s = -1.0: should be a number of at least 0"),
+        ({"prefill_tokens_per_s": float("inf")}, r"prefill_tokens_per_s = inf: should be a number"),
         ({"max_sessions": 1.5}, r"max_sessions = 1.5: should be a whole number"),
         ({"pin_share": 1}, r"pin_share = 1: should be a share from 0 to 0.9"),
         ({"weights": {"a": 0}}, r"weights.a = 0: should be a number above 0"),

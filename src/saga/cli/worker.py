@@ -44,6 +44,13 @@ def worker(
     url: Annotated[
         str, typer.Option(help="Where the gateway reaches this worker [default: found out].", rich_help_panel=_LINK)
     ] = "",
+    hardware: Annotated[
+        str,
+        typer.Option(
+            help="What it runs on: NAME, or FILE.toml:NAME of `saga calibrate`; the coordinator is told its rates.",
+            rich_help_panel=_LINK,
+        ),
+    ] = "",
     only_print: Annotated[bool, typer.Option("--print", help="Print vLLM's command line and stop.")] = False,
     die_with_parent: Annotated[
         bool, typer.Option("--die-with-parent", help="Stop when the parent process ends.", rich_help_panel=_CHILD)
@@ -58,7 +65,7 @@ def worker(
     if coordinator and not url:
         url = _url(host, port, coordinator)
     settings = {"coordinator": coordinator, "worker": name, "url": url} if coordinator else {}
-    flags, settings = _merged(context.args, settings)
+    flags, settings = _merged(context.args, settings, _rates(hardware) if hardware else {})
     command = [sys.executable, "-m", SERVER, "--model", model, "--host", host, "--port", str(port)]
     command += ["--scheduler-cls", _SCHEDULER, "--scheduling-policy", "priority"]
     command += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
@@ -79,8 +86,21 @@ def worker(
     os.execv(sys.executable, command)  # noqa: S606 - no shell: each argument is as it was given
 
 
-def _merged(flags: list[str], settings: Mapping[str, str]) -> tuple[list[str], dict[str, Any]]:
-    """Flags of vLLM without `--additional-config`, and what it said with our settings put into it.
+def _rates(hardware: str) -> dict[str, float]:
+    """The plug-in's settings that say what this hardware does, to four digits. Raises UnknownName, UsageError."""
+    from saga.engine.hardware import hardware as find_hardware
+    from saga.engine.latency import LatencyModel
+    from saga.vllm_plugin.config import RATES
+
+    found = find_hardware(hardware)
+    rates = (LatencyModel(found).prefill_tokens_per_s, found.load_tokens_per_s, found.move_tokens_per_s)
+    return {name: float(f"{rate:.4g}") for name, rate in zip(RATES, rates, strict=True) if rate}
+
+
+def _merged(
+    flags: list[str], settings: Mapping[str, str], rates: Mapping[str, float]
+) -> tuple[list[str], dict[str, Any]]:
+    """Flags of vLLM without `--additional-config`, and what it said with our settings put into it; its rates win.
 
     Raises UsageError for flags that would undo what this command is for.
     """
@@ -102,7 +122,7 @@ def _merged(flags: list[str], settings: Mapping[str, str]) -> tuple[list[str], d
         raise UsageError(f'--additional-config: "saga" is {ours!r}; expected an object')
     if ours.get("key"):
         raise UsageError("the coordinator's key would be seen in the list of processes; set SAGA_COORDINATOR_KEY")
-    ours = {**ours, **{field: value for field, value in settings.items() if value}}
+    ours = {**rates, **ours, **{field: value for field, value in settings.items() if value}}
     PluginConfig.read(ours)
     return rest, {**said, "saga": ours} if ours else said
 

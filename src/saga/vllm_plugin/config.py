@@ -24,6 +24,7 @@ EVICTION: Mapping[str, EvictionPolicy] = MappingProxyType(
     {"next_use": NextUse(), "workflow_lru": WorkflowLru(), "lru": Lru(), "stock": PrefixLru()}
 )
 TENANTS: Mapping[str, TenantShare] = MappingProxyType({"weighted_service": WeightedService(), "none": NoShares()})
+RATES = ("prefill_tokens_per_s", "load_tokens_per_s", "move_tokens_per_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ class PluginConfig:
     pin_share: part (0..1) of the blocks that retained sessions may hold against calls that need room; a call that
     cannot run gets them all the same.
     max_sessions, session_idle_s: what is remembered; keep_tokens: of contexts of sessions, for prefetch.
+    prefill_tokens_per_s, load_tokens_per_s (from the host tier), move_tokens_per_s (from a tier that it shares with
+    other workers): what the coordinator is told that this engine does; 0 for unknown, or none.
     coordinator (HOST:PORT), worker, url, key: of the link, none where coordinator is ""; key is $SAGA_COORDINATOR_KEY
     by default.
     """
@@ -54,6 +57,9 @@ class PluginConfig:
     max_sessions: int = 20_000
     session_idle_s: float = 3_600.0
     keep_tokens: int = 4_000_000
+    prefill_tokens_per_s: float = 0.0
+    load_tokens_per_s: float = 0.0
+    move_tokens_per_s: float = 0.0
     coordinator: str = ""
     worker: str = ""
     url: str = ""
@@ -67,7 +73,7 @@ class PluginConfig:
         for name in ("epoch_s", "retain_factor", "max_retain_s", "session_idle_s", "max_sessions"):
             if getattr(self, name) <= 0:
                 raise _wrong(name, getattr(self, name), "a number above 0")
-        for name in ("preempt_after_s", "max_preemptions", "keep_tokens"):
+        for name in ("preempt_after_s", "max_preemptions", "keep_tokens", *RATES):
             if getattr(self, name) < 0:
                 raise _wrong(name, getattr(self, name), "a number of at least 0")
         if not 0.0 <= self.pin_share <= 0.9:

@@ -66,15 +66,22 @@ class SagaSyncScheduler(Scheduler):
         if config.coordinator:
             from saga.vllm_plugin.link import connect  # noqa: PLC0415 - needs grpcio, which engines without it lack
 
-            self.saga.link = connect(config.link(), self._saga_facts())
+            self.saga.link = connect(config.link(), self._saga_facts(config))
 
-    def _saga_facts(self) -> EngineFacts:
+    def _saga_facts(self, config: PluginConfig) -> EngineFacts:
+        """A rate of a tier that is not there is none."""
+        transfer = self.vllm_config.kv_transfer_config
+        num_host_blocks = self.saga.tier.num_blocks
+        is_shared = bool(num_host_blocks and transfer.kv_connector_extra_config.get("secondary_tiers"))
         return EngineFacts(
             model=str(self.vllm_config.model_config.model),
             block_tokens=self.saga.block_tokens,
             num_blocks=self.saga.num_blocks,
-            num_host_blocks=self.saga.tier.num_blocks,
+            num_host_blocks=num_host_blocks,
             max_running=self.max_num_running_reqs,
+            prefill_tokens_per_s=config.prefill_tokens_per_s,
+            load_tokens_per_s=config.load_tokens_per_s if num_host_blocks else 0.0,
+            move_tokens_per_s=config.move_tokens_per_s if is_shared else 0.0,
             engine_version=compatibility.engine_version(),
         )
 
