@@ -54,6 +54,7 @@ from saga.engine.calls import EngineRequest, Outcome
 from saga.engine.hardware import as_toml
 from saga.engine.latency import Latency, LatencyModel
 from saga.engine.probes import Prober, plan
+from saga.fairness.admission import SessionCap
 from saga.presets import preset
 from saga.scheduler.composition import Composition
 from saga.sim.config import SimConfig
@@ -366,9 +367,12 @@ class WholeEngine(Stepped):
 # ---------------------------------------------------------------------- the comparison
 
 
-def at_engine(name: str) -> Composition:
-    """The preset as far as stock vLLM can carry it out: its gate, order and queue."""
+def at_engine(name: str, workload: Agents) -> Composition:
+    """The preset as far as stock vLLM can carry it out: its gate, order and queue. A fixed cap is what just fits."""
     composition = preset(name)
+    if isinstance(composition.admission, SessionCap):
+        fitting = int(NUM_BLOCKS * BLOCK_TOKENS / workload.mean_context_tokens)
+        composition = replace(composition, admission=SessionCap(fitting))
     rules = replace(composition.engine, eviction=PrefixLru())
     return replace(composition, engine=rules, host_tier=NoHostTier(), migrate=False)
 
@@ -406,7 +410,7 @@ def run(
         block_tokens=BLOCK_TOKENS,
         chunk_tokens=CHUNK_TOKENS,
     )
-    simulation = Simulation(config, workload, composition=at_engine(name))
+    simulation = Simulation(config, workload, composition=at_engine(name, workload))
     stepped = None
     if engine is not None:
         settings = simulation.fleet.settings
