@@ -32,9 +32,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from bench_gateway import rival_commands
@@ -42,11 +41,12 @@ from mock_fleet import end, free_port
 from rich.console import Console
 from rich.table import Table
 from rivals import HOME, environment
+from small_agents import WORKLOADS, Agents
 
 from saga.bench.openai_client import Measured, OpenAiClient
 from saga.bench.replay import Replay, ReplayConfig, Target
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Call, Limits, SessionPlan, Skipped, Task, Workload
+from saga.workloads.plan import Limits, Task, Workload
 
 MODEL = "tiny"
 BLOCK_TOKENS, NUM_BLOCKS = 32, 513
@@ -72,47 +72,6 @@ RIVALS = ("sticky", "program", "priority")
 
 
 @dataclass(frozen=True)
-class Agents:
-    """Agents of one kind, `agents` per server at work at once. Ranges are uniform; tokens, seconds."""
-
-    name: str
-    agents: int
-    calls: int
-    first_tokens: int
-    more_tokens: tuple[int, int]
-    output_tokens: tuple[int, int]
-    gap_s: tuple[float, float]
-    speed: float = 1.0
-    provenance: str = "made for this benchmark"
-    tenants: dict[str, float] = field(default_factory=lambda: {"default": 1.0})
-    skipped: Skipped = field(default_factory=Skipped)
-
-    @property
-    def first_context_tokens(self) -> float:
-        """Of a first call."""
-        return self.first_tokens + sum(self.output_tokens) / 2
-
-    @property
-    def mean_context_tokens(self) -> float:
-        """Mean over calls of prompt and answer."""
-        step = sum(self.more_tokens) / 2 + sum(self.output_tokens) / 2
-        return self.first_context_tokens + step * (self.calls - 1) / 2
-
-    def tasks(self, num_tasks: int, seed: int) -> Iterator[Task]:
-        """The same for the same seed."""
-        for index in range(num_tasks):
-            random = Random(f"{self.name}/{seed}/{index}")
-            calls, tokens = [], self.first_tokens
-            for number in range(self.calls):
-                output = random.randint(*self.output_tokens)
-                gap_s = random.uniform(*self.gap_s) if number else 0.0
-                calls.append(Call(((index, tokens),), tokens, output, gap_s, common_tokens=tokens if number else 0))
-                tokens += output + random.randint(*self.more_tokens)
-            name = f"{self.name}-{seed}-{index}"
-            yield Task(name, "default", self.name, name, (SessionPlan(name, tuple(calls)),))
-
-
-@dataclass(frozen=True)
 class Slice:
     """A slice of a recorded trace, lengths scaled so that its longest context fits."""
 
@@ -132,11 +91,6 @@ class Slice:
         return self.of.tasks(num_tasks, seed)
 
 
-WORKLOADS = {
-    "B": Agents("B", 9, 10, 2_000, (40, 120), (12, 20), (0.02, 0.3)),
-    "A": Agents("A", 12, 14, 900, (80, 220), (16, 32), (0.02, 0.3)),
-    "B07": Agents("B07", 5, 10, 2_000, (40, 120), (12, 20), (0.02, 0.3)),
-}
 SLICE_CONTEXT_TOKENS, SLICE_LONGEST_TOKENS = 3_600, 60_000
 
 
@@ -290,7 +244,7 @@ async def measure(
         agents=agents,
         tasks=agents * arguments.waves,
         repeats=arguments.repeats,
-        speed=shape.speed,
+        speed=shape.speed if isinstance(shape, Slice) else 1.0,
         seed=arguments.seed,
         scale=shape.scale if isinstance(shape, Slice) else 1.0,
         model=MODEL,
