@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 import pytest
@@ -22,11 +22,12 @@ FLAGS = ["--block-size", "32", "--num-gpu-blocks-override", "257", "--max-model-
 
 
 @asynccontextmanager
-async def worker(model, coordinator: str, log):
+async def worker(model, coordinator: str, log, *flags: str, name: str = "tiny"):
     """`saga worker` with a host tier; (its process, its url)."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "saga", "worker", str(model), "--port", str(port), "--dram-gb", "0.1"]
-    command += ["--coordinator", coordinator, "--name", "tiny", "--served-model-name", "tiny", *FLAGS]
+    command += ["--coordinator", coordinator, "--name", name, "--served-model-name", "tiny"]
+    command += [*flags, *FLAGS]
     environment = os.environ | ENVIRONMENT | {"SAGA_COORDINATOR_KEY": KEY}
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
@@ -53,9 +54,9 @@ def sample(gateway: Gateway, line: str) -> float:
     return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
 
 
-def told(gateway: Gateway, directive: str, outcome: str) -> float:
+def told(gateway: Gateway, directive: str, outcome: str, name: str = "tiny") -> float:
     """How many directives had that outcome."""
-    return sample(gateway, f'saga_directives_total{{directive="{directive}",outcome="{outcome}",worker="tiny"}}')
+    return sample(gateway, f'saga_directives_total{{directive="{directive}",outcome="{outcome}",worker="{name}"}}')
 
 
 def cached(gateway: Gateway, what: str = "cached") -> float:
@@ -65,14 +66,20 @@ def cached(gateway: Gateway, what: str = "cached") -> float:
 
 async def ask(url: str, session: str, num_words: int = 700) -> int:
     """Prompt tokens of a call of a session; its words are its own."""
+    return (await usage(url, session, num_words))["prompt_tokens"]
+
+
+async def usage(url: str, session: str, num_words: int = 700, max_tokens: int = 4) -> dict:
+    """What a call took."""
     words = " ".join(f"{session}{place % 97}" for place in range(num_words))
-    body = {"model": "tiny", "messages": [{"role": "user", "content": words}], "max_tokens": 4, "temperature": 0}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": words}], "max_tokens": max_tokens}
+    body |= {"temperature": 0, "ignore_eos": True}
     async with (
         aiohttp.ClientSession() as http,
         http.post(f"{url}/v1/chat/completions", json=body, headers={"x-session-id": session}) as answer,
     ):
         assert answer.status == 200, await answer.text()
-        return (await answer.json())["usage"]["prompt_tokens"]
+        return (await answer.json())["usage"]
 
 
 @pytest.mark.slow
@@ -131,3 +138,52 @@ def test_a_worker_registers_obeys_and_outlives_its_coordinator(tiny_model, tmp_p
 
     asyncio.run(live())
     assert "Traceback" not in log.read_text(errors="replace")
+
+
+@pytest.mark.slow
+def test_a_session_that_is_moved_finds_its_prefix_at_the_other_worker(tiny_model, tmp_path):
+    """Told what the hardware does, the scheduler orders the move; its source answers, its target computes little."""
+    flags = ("--shared-kv", str(tmp_path / "shared"), "--hardware", "llama3-8b-h100")
+    names = ("one", "two")
+    logs = {name: tmp_path / f"{name}.log" for name in names}
+
+    async def live() -> None:
+        gateway = Gateway(GatewayConfig(port=0, admin_port=0, coordinator_port=0, coordinator_key=KEY))
+        await gateway.start()
+        now_s = asyncio.get_running_loop().time
+        try:
+            async with AsyncExitStack() as stack:
+                started = [worker(tiny_model, gateway.coordinator, logs[name], *flags, name=name) for name in names]
+                processes = [(await stack.enter_async_context(each))[0] for each in started]
+                await until(
+                    lambda: gateway.workers.num_up == 2 or any(each.returncode is not None for each in processes),
+                    s=180.0,
+                )
+                tails = [log.read_text(errors="replace")[-2_000:] for log in logs.values()]
+                assert gateway.workers.num_up == 2, "\n".join(tails)
+                for known in gateway.workers:
+                    assert known.capacity.move_tokens_per_s > known.capacity.prefill_tokens_per_s > 0
+
+                # a session lives on the one worker, which is then drained while another call runs there
+                gateway.workers.drain("two", now_s())
+                first = await usage(gateway.url, "a")
+                other = asyncio.create_task(usage(gateway.url, "b", 10, 3_000))
+                await until(lambda: gateway.workers.get("one").num_calls == 1)
+                gateway.workers.resume("two", now_s())
+                await until(lambda: gateway.workers.get("two").is_up)
+                gateway.workers.drain("one", now_s())
+                moved = await usage(gateway.url, "a")
+
+                assert not other.done()
+                assert sample(gateway, 'saga_commands_total{command="Migrate"}') == 1.0
+                await until(
+                    lambda: told(gateway, "offload", "accepted", "one") + told(gateway, "offload", "clipped", "one") > 0
+                )
+                assert moved["prompt_tokens"] == first["prompt_tokens"]
+                assert moved["prompt_tokens_details"]["cached_tokens"] >= first["prompt_tokens"] - 64
+                other.cancel()
+                await asyncio.gather(other, return_exceptions=True)
+        finally:
+            await gateway.stop(1.0)
+
+    asyncio.run(live())
