@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from saga.vllm_plugin.config import PluginConfig
+
 from .engines import tiered, tokens
 
 
@@ -25,3 +27,18 @@ def test_a_move_that_is_dearer_than_prefilling_is_not_made(engines, tmp_path):
     assert there.token_ids == here.token_ids
     engine.flood()
     assert engine.ask(prompt, 16, session="a").cached == 992, "what lies in its own memory is loaded all the same"
+
+
+def test_the_coordinator_is_told_the_rates_of_what_is_there(engines, tmp_path):
+    """What was set; no rate of a tier that the engine lacks or shares with nobody."""
+    rates = {"prefill_tokens_per_s": 1e3, "load_tokens_per_s": 2e3, "move_tokens_per_s": 3e3}
+    config = PluginConfig(**rates)
+
+    def told(scheduler):
+        facts = scheduler._saga_facts(config)
+        return facts.prefill_tokens_per_s, facts.load_tokens_per_s, facts.move_tokens_per_s
+
+    alone = engines.get(scheduler_cls="saga.vllm_plugin.scheduler.SagaScheduler")
+    assert told(alone.scheduler) == (1e3, 0.0, 0.0)
+    assert told(tiered(engines).scheduler) == (1e3, 2e3, 0.0)
+    assert told(tiered(engines, shared_folder=str(tmp_path)).scheduler) == (1e3, 2e3, 3e3)
