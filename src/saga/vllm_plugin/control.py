@@ -287,13 +287,11 @@ class Control:
 
     def report(self, *, num_running: int, num_waiting: int, at_once: bool = False) -> None:
         """Tell the coordinator what is so, if it wants to know by now or `at_once`."""
-        at_s, every_s = self._now(), self.link.report_every_s
+        every_s = self.link.report_every_s
         if every_s == inf:
-            self._heard = False
-            self._reports.forget_changes()
-            if self._queue is not None:
-                self._queue.take_losers()
+            self._fall_silent()
             return
+        at_s = self._now()
         if not self._heard:
             self._heard = True
             self._tell_all()

@@ -98,20 +98,22 @@ class Lane:
         """No block of it is free."""
         return self.first.next_free_block is self.last
 
-    def take(self, num_blocks: int, taken: list[Any]) -> int:
-        """Move at most so many blocks from the front to `taken`; how many. O(that)."""
+    def take(self, num_blocks: int, taken: list[Any], lane_of: list[Lane], lane: Lane) -> int:
+        """Move at most so many blocks from the front to `taken`, `lane` being theirs now; how many. O(that)."""
         first, last = self.first, self.last
         block = first.next_free_block
-        left = num_blocks
-        while left and block is not last:
+        begin = len(taken)
+        for _ in range(num_blocks):
+            if block is last:
+                break
             taken.append(block)
+            lane_of[block.block_id] = lane
             following = block.next_free_block
             block.prev_free_block = block.next_free_block = None
             block = following
-            left -= 1
         first.next_free_block = block
         block.prev_free_block = first
-        return num_blocks - left
+        return len(taken) - begin
 
     def blocks(self) -> Iterator[Any]:
         """Its free blocks, first to leave first."""
@@ -160,7 +162,8 @@ class OwnedBlocks:
         assert self.num_free_blocks >= n
         self.num_free_blocks -= n
         taken: list[Any] = []
-        n -= self._unhashed.take(n, taken)
+        if not self._unhashed.empty:
+            n -= self._unhashed.take(n, taken, self._lane_of, self._nobodys)
         while n:
             n -= self._take_from_next(n, taken)
         return taken
@@ -187,6 +190,8 @@ class OwnedBlocks:
         self._instant_s = max(self.now_s, nextafter(self._instant_s, inf))
         if self._giver is not None:
             blocks = self._append_alone(self._giver, blocks)
+            if not blocks:
+                return
             self._own(self._giver, blocks)
         lane_of, freed_s, instant_s = self._lane_of, self._freed_s, self._instant_s
         lane: Lane | None = None
@@ -210,13 +215,15 @@ class OwnedBlocks:
         """Blocks that nothing can hit fall free. O(blocks)."""
         end = self._unhashed.first
         beyond = end.next_free_block
-        nobodys = self._nobodys
+        lane_of, nobodys = self._lane_of, self._nobodys
         for block in blocks:
             end.next_free_block = block
             block.prev_free_block = end
             end = block
-            if self._lane_of[block.block_id] is not nobodys:
-                self._lost([block])
+            lane = lane_of[block.block_id]
+            if lane is not nobodys:
+                lane_of[block.block_id] = nobodys
+                self._lost(lane, 1)
         end.next_free_block = beyond
         beyond.prev_free_block = end
         self.num_free_blocks += len(blocks)
@@ -263,10 +270,12 @@ class OwnedBlocks:
         It is nobody's then, so that an agent that rewrites its history does not fill the cache. O(those blocks).
         """
         owner = self.owners.get(facts)
-        if owner is not None and owner.alone is not None and not owner.alone.empty:
+        alone = owner.alone if owner is not None else None
+        if alone is not None and not alone.empty:
             stale: list[Any] = []
-            self.num_free_blocks -= owner.alone.take(owner.alone.num_blocks, stale)
-            self._lost(stale)
+            num_stale = alone.take(alone.num_blocks, stale, self._lane_of, self._nobodys)
+            self.num_free_blocks -= num_stale
+            self._lost(alone, num_stale)
             self.append_n(stale)
 
     def rekey(self, facts: CacheOwner) -> None:
@@ -306,7 +315,7 @@ class OwnedBlocks:
         """Nothing can be hit any more: all blocks, free or not, are nobody's, and free ones unhashed. O(blocks)."""
         blocks = self.get_all_free_blocks()
         for lane in (self._unhashed, self._nobodys, *self._listed()):
-            lane.take(len(blocks), [])
+            lane.take(len(blocks), [], self._lane_of, self._nobodys)
             lane.stamp = 0
         self._losers.update(self.owners)
         self._lossy.clear()
@@ -325,33 +334,40 @@ class OwnedBlocks:
             if lane_of[blocks[0].block_id] is not nobodys:
                 return blocks
             alone = owner.alone = self._new_lane((owner,))
-        end = alone.last.prev_free_block
-        num_blocks = num_new = 0
-        for block in blocks:
-            lane = lane_of[block.block_id]
+        end = before = alone.last.prev_free_block
+        num_new = 0
+        rest: Sequence[Any] = ()
+        coming = iter(blocks)
+        for block in coming:
+            block_id = block.block_id
+            lane = lane_of[block_id]
             if lane is not alone:
                 if lane is not nobodys:
+                    rest = [block, *coming]
                     break
-                lane_of[block.block_id] = alone
+                lane_of[block_id] = alone
                 num_new += 1
             end.next_free_block = block
             block.prev_free_block = end
             end = block
-            num_blocks += 1
-        if num_blocks:
+        if end is not before:
             alone.num_blocks += num_new
             self._close_run(alone, end)
-        return blocks[num_blocks:]
+        return rest
 
     def _own(self, owner: Owner, blocks: Sequence[Any]) -> None:
         """These blocks, none of them in a list, belong to the session too. O(blocks)."""
         alone = owner.alone
         lane_of, nobodys = self._lane_of, self._nobodys
         shared: dict[Lane, list[int]] = {}
+        known = alone
         for block in blocks:
             block_id = block.block_id
             lane = lane_of[block_id]
+            if lane is known:
+                continue
             if lane is alone or owner in lane.owners:
+                known = lane
                 continue
             if lane is not nobodys:
                 shared.setdefault(lane, []).append(block_id)
@@ -413,13 +429,12 @@ class OwnedBlocks:
                 heapreplace(heap, (self._key_of_nobody(block), its_freed_s, stamp, lane))
                 return 0
             num_blocks = self._num_freed_at(its_freed_s, num_blocks)
-        begin = len(taken)
-        num_taken = lane.take(num_blocks, taken)
+        num_taken = lane.take(num_blocks, taken, self._lane_of, self._nobodys)
         if lane.empty:
             heappop(heap)
             lane.stamp = 0
-        if lane is not self._nobodys:
-            self._lost(taken[begin:] if begin else taken)
+        if lane is not self._nobodys and num_taken:
+            self._lost(lane, num_taken)
         return num_taken
 
     def _num_freed_at(self, freed_s: float, most: int) -> int:
@@ -431,15 +446,9 @@ class OwnedBlocks:
             count += 1
         return count
 
-    def _lost(self, blocks: list[Any]) -> None:
-        """Blocks of one lane are nobody's from now on."""
-        if not blocks:
-            return
-        lane_of, nobodys = self._lane_of, self._nobodys
-        lane = lane_of[blocks[0].block_id]
-        for block in blocks:
-            lane_of[block.block_id] = nobodys
-        lane.num_blocks -= len(blocks)
+    def _lost(self, lane: Lane, num_blocks: int) -> None:
+        """So many blocks of the lane became nobody's. O(1), the last ones O(owners)."""
+        lane.num_blocks -= num_blocks
         self._lossy[lane] = None
         if not lane.num_blocks:
             self._end(lane)

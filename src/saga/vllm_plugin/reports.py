@@ -40,10 +40,6 @@ class Reporter:
         """More or less may be held of these."""
         self._changed.update(dict.fromkeys(sessions))
 
-    def forget_changes(self) -> None:
-        """Nobody listens; who listens next is told of all sessions."""
-        self._changed.clear()
-
     def finished(self, finished: Finished) -> None:
         """A step ended; the oldest are dropped where nobody takes them."""
         if len(self._finished) >= _MAX_FINISHED:
