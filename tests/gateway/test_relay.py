@@ -9,6 +9,8 @@ import pytest
 
 from saga.gateway.contracts import Call, Refused, WorkerAddress
 from saga.gateway.front import FrontLimits
+from saga.gateway.http1 import MessageLimits, RequestReader
+from saga.gateway.relay import Exchange
 from saga.gateway.upstream import UpstreamLimits
 
 from .fakes import CLOSE, FakeIdentity, plane, post, run
@@ -309,6 +311,41 @@ def test_a_stale_connection_is_a_failure_for_calls_that_are_not_repeatable() -> 
             answer = await p.talk(post(b"{}") + post(b"{}", CLOSE))
             assert answer.count(b"HTTP/1.1 502 ") == 1
             assert len(p.workers[0].heard) == 2
+
+    run(work())
+
+
+@pytest.mark.parametrize("where", ["queue", "dial", "lost"])
+def test_a_client_that_leaves_before_its_task_has_begun_is_noticed(where) -> None:
+    """A task cancelled before its first step runs none of its own code; the call ends all the same, once."""
+
+    class Nobody:
+        def write(self, data: bytes) -> None: ...
+
+        def answered(self, *, keep_alive: bool) -> None: ...
+
+        def keeps_alive(self) -> bool:
+            return True
+
+    async def work() -> None:
+        async with plane(OK) as p:
+            if where == "queue":
+                p.scheduling.gate = asyncio.Event()
+            if where == "lost":  # a kept connection, so that the call is sent without a task
+                await p.talk(post(b"{}", CLOSE))
+                p.identity.learned.clear()
+                p.scheduling.log.clear()
+            reader = RequestReader(MessageLimits())
+            reader.feed(post(b"{}"))
+            exchange = Exchange(p.front.relay, Nobody(), reader.read())
+            exchange.start()
+            if where == "lost":
+                exchange.on_lost("the worker closed the connection")
+            exchange.abort()
+            await asyncio.sleep(0.01)
+            assert p.scheduling.count("cancelled") == (where != "queue")
+            assert p.scheduling.count("failed") == 0
+            assert [answer.complete for answer in p.identity.learned] == [False]
 
     run(work())
 

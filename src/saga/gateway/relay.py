@@ -152,6 +152,7 @@ class Exchange:
         "_relay",
         "_task",
         "_ticket",
+        "_waits",
         "_watcher",
     )
 
@@ -164,6 +165,7 @@ class Exchange:
         self._connection: WorkerConnection | None = None
         self._outcome: asyncio.Future[_Lost | None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._waits: Coroutine[Any, Any, None] | None = None  # what the task has not begun to do
         self._watcher: AnswerWatcher | None = None
         self._events: EventStream | None = None
         self._held: _Lost | None = None
@@ -211,9 +213,13 @@ class Exchange:
 
     def abort(self) -> None:
         """The client is gone."""
-        if self._task is not None:
-            self._task.cancel()
-        else:
+        task, waits = self._task, self._waits
+        if task is not None:
+            task.cancel()
+        if waits is not None:  # a task that is cancelled before its first step takes none, and tells nobody
+            self._waits = None
+            waits.close()
+        if task is None or waits is not None:
             self._cancel()
 
     # the path
@@ -256,10 +262,12 @@ class Exchange:
     # what has to wait
 
     def _work(self, work: Coroutine[Any, Any, None]) -> None:
+        self._waits = work
         self._task = self._relay.loop.create_task(self._guarded(work))
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Whatever happens, the client and the scheduler hear of it."""
+        self._waits = None
         try:
             await work
         except Refused as refused:
