@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from random import Random
 
 from .engines import tiered, tokens
@@ -81,4 +82,21 @@ def test_nothing_grows_with_the_calls_served(engines):
     saga = engine.scheduler.saga
     assert after < before + 800 // 2, "less than one object in two calls"
     assert (len(saga.calls), len(saga.sessions)) == (0, 64)
+    engine.check_conserved()
+
+
+def test_a_call_that_gave_way_does_not_load_in_the_same_step(engines):
+    """Two make room for an urgent call that needs less than it seems: one of them comes back, but a step later."""
+    engine = tiered(engines, scheduling_policy="priority", additional_config=HASTY)
+    victims = [engine.submit(tokens(1, 600), 40, priority=9)]  # its blocks leave first: it names no session
+    victims += [engine.submit(tokens(2, 1_000), 40, session="victim", priority=9)]
+    engine.submit(tokens(3, 2_060), 40, session="stays", priority=0)
+    for _ in range(8):
+        engine.step()
+    urgent = engine.submit(tokens(3, 640) + tokens(4, 790), 4, session="urgent", priority=1)
+    time.sleep(0.01)
+    requests = dict(engine.scheduler.requests)
+    engine.run()
+    assert sum(request.num_preemptions > 0 for request in requests.values()) == 2
+    assert [len(engine.find(name).token_ids) for name in (*victims, urgent)] == [40, 40, 4]
     engine.check_conserved()

@@ -46,6 +46,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "vllm.v1.core.sched.request_queue:SchedulingPolicy.PRIORITY": (),
     f"{_REQUEST_QUEUE}.peek_request": (),
     f"{_REQUEST_QUEUE}.add_request": ("request",),
+    f"{_REQUEST_QUEUE}.prepend_request": ("request",),
+    f"{_REQUEST_QUEUE}.remove_request": ("request",),
     "vllm.v1.request:RequestStatus.WAITING": (),
     "vllm.v1.request:RequestStatus.PREEMPTED": (),
     "vllm.v1.request:Request.is_finished": (),

@@ -48,6 +48,7 @@ class SagaSyncScheduler(Scheduler):
         ordered = self.cache_config.enable_prefix_caching and config.eviction != "stock"
         queue = replace_queue(pool, EVICTION[config.eviction]) if ordered else None
         self._saga_queue = queue
+        self._saga_gave_way: list[Any] = []
         self._saga_cache = DeviceCache(pool, self.kv_cache_config.kv_cache_groups, self.hash_block_size)
         self.saga = Control(
             config,
@@ -104,6 +105,8 @@ class SagaSyncScheduler(Scheduler):
         if len(saga.pins):
             self._saga_make_room()
         output = super().schedule(*args, **kwargs)
+        while self._saga_gave_way:
+            self.waiting.prepend_request(self._saga_gave_way.pop())
         if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
             self._saga_started(output)
         return output
@@ -210,10 +213,15 @@ class SagaSyncScheduler(Scheduler):
         return not self.defer_block_free or bool(request.last_sched_seq <= self.processed_step_seq)
 
     def _saga_preempt(self, request: Any) -> None:  # noqa: ANN401
-        """As vLLM preempts where blocks run out; tokens in flight are delivered. It may run again in this very step."""
+        """As vLLM preempts where blocks run out; tokens in flight are delivered. It waits outside vLLM for this step.
+
+        A connector may not see a request preempted and loading in one step (vLLM 0.32 would fail).
+        """
         self.running.remove(request)
         self._preempt_request(request, time.monotonic(), drop_stale_output=self.requires_kv_delivery)
         self.prev_step_scheduled_req_ids.discard(request.request_id)
+        self.waiting.remove_request(request)
+        self._saga_gave_way.append(request)
         call = self.saga.calls.get(request.request_id)
         assert call is not None
         call.gave_way += 1
