@@ -81,6 +81,16 @@ def test_a_shared_prompt_stays_with_its_most_valuable_owner():
     assert loop.ask("dear2", shared + words(2, 300), session="dear") == 1_008
 
 
+def test_what_two_calls_of_a_session_share_is_its_own_when_both_have_ended():
+    """The first to end leaves what the other still uses; the last one gives all of it to the session."""
+    loop = Loop(blocks=200, running=2)
+    for name, tokens in (("short", 4), ("long", 40)):
+        loop.submit(name, words(1, 1_000), tokens, session="a")
+    loop.run()
+    loop.check()
+    assert loop.queue.num_blocks_of(loop.saga.sessions.named("a")) >= FULL // BLOCK
+
+
 def test_tail_first_what_is_left_of_a_session_is_its_front():
     """A stranger that needs half of it takes the second half."""
     loop = Loop(blocks=100)

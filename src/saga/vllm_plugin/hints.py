@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from math import isfinite
+from math import isfinite, nan
 from typing import NamedTuple
 
 MAX_NAME_LENGTH = 256
@@ -25,6 +25,7 @@ _KNOWN = frozenset(
         "saga_wake",
     }
 )
+_NUMBERS = (int, float, str)
 _LOG = logging.getLogger(__name__)
 
 
@@ -65,9 +66,10 @@ def read_hints(session_id: object, extra_args: object, ignored: Ignored) -> Hint
     """The hints of a call. session_id: as vLLM read it; it goes before `saga_session`. O(fields)."""
     if not isinstance(extra_args, Mapping):
         return Hints(session=_name("session_id", session_id, ignored)) if session_id else NO_HINTS
-    for name in extra_args.keys() - _KNOWN:
-        if isinstance(name, str) and name.startswith("saga_"):
-            ignored.add("unknown hint", name)
+    if not _KNOWN.issuperset(extra_args):
+        for name in extra_args.keys() - _KNOWN:
+            if isinstance(name, str) and name.startswith("saga_"):
+                ignored.add("unknown hint", name)
     session = session_id or extra_args.get("saga_session") or extra_args.get("session_id")
     return Hints(
         _name("session", session, ignored),
@@ -96,9 +98,9 @@ def _number(field: str, extra_args: Mapping[object, object], largest: float, ign
     if value is None:
         return None
     try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else float("nan")
+        number = float(value) if isinstance(value, _NUMBERS) and not isinstance(value, bool) else nan
     except (ValueError, OverflowError):
-        number = float("nan")
+        number = nan
     if not isfinite(number) or not 0.0 <= number <= largest:
         ignored.add(f"{field} is no number from 0 to {largest:g}", value)
         return None

@@ -70,7 +70,7 @@ class Owner:
         self.lanes: dict[Lane, None] = {}
         self.alone: Lane | None = None
         self.key = key
-        self.negated = tuple(-part for part in key)
+        self.negated = tuple([-part for part in key])
 
 
 class Lane:
@@ -287,7 +287,7 @@ class OwnedBlocks:
         if key == owner.key:
             return
         owner.key = key
-        owner.negated = tuple(-part for part in key)
+        owner.negated = tuple([-part for part in key])
         for lane in owner.lanes:
             if len(lane.owners) > 1:
                 self._note_worth(lane, owner)
