@@ -101,6 +101,23 @@ def test_blocks_that_only_others_hold_on_to_are_owned_too():
     assert [queue.num_blocks_of([facts]) for facts in (one, two)] == [2, 2]
 
 
+def test_an_owner_whose_key_moved_while_it_was_alone_still_counts_when_it_shares():
+    """A lane that gets its second owner is worth the first one's present key, not what it was worth at first."""
+    _, ours, queue = pools()
+    blocks = ours.get_new_blocks(2)
+    for block in blocks:
+        cache(ours, block)
+    dear, cheap = CacheOwner("dear"), CacheOwner("cheap")
+    with queue.given_by(dear, []):
+        ours.free_blocks(blocks)
+    dear.standing, cheap.standing = "active", "ended"
+    queue.rekey(dear)
+    ours.touch(blocks)
+    with queue.given_by(cheap, []):
+        ours.free_blocks(blocks)
+    queue.check()
+
+
 def test_an_engine_that_serves_sessions_keeps_every_law_at_every_step():
     """Forks, shared prompts, preemption for blocks, growth: the queue is checked after each step."""
     dice = random.Random(7)

@@ -485,6 +485,8 @@ class OwnedBlocks:
             other = next(iter(lane.owners))
             if other.alone is lane:
                 other.alone = None
+            if len(lane.owners) == 1:
+                self._note_worth(lane, other)  # its key may have moved while it was the only one
             self._join(lane, owner)
             return
         split = self._new_lane((*lane.owners, owner))
