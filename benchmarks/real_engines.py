@@ -320,7 +320,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--waves", type=int, default=2, help="tasks per agent")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--speed", type=float, default=4.0, help="gaps of haiku are divided by it")
+    parser.add_argument("--speed", type=float, default=1.0, help="gaps of haiku are divided by it")
     parser.add_argument("--oversubscription", type=float, default=1.5, help="of haiku")
     parser.add_argument("--dram-gb", type=float, default=0.25)
     parser.add_argument("--saga-options", default="", help="more flags of `saga serve`")
