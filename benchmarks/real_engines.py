@@ -24,6 +24,7 @@ import asyncio
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -335,8 +336,10 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Start all, measure in turn, end all."""
+    """Start all, measure in turn, end all, whoever ends it."""
     arguments = parse()
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     console = Console(width=max(110, Console().width))
     shapes = [
         haiku(arguments.oversubscription, arguments.speed) if name == "haiku" else WORKLOADS[name]
