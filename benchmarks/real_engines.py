@@ -12,9 +12,11 @@ thread. Wall clock, closed loop, systems in turn (A B B A ...), every run with w
     plugin      vLLM with SAGA's plug-in, linked to `saga serve` before it
     dram        the same with a tier in host memory
 
-All servers and gateways run all the time, one system works at a time. The router's wheel goes into an environment of
-its own (`rivals.py`). Needs vLLM beside SAGA (`make test` puts it there). Everything listens on loopback and ends with
-the run. It refuses to know what any system does: all figures are what the client saw.
+Every call has its session in `X-Session-ID`, which all of them read. (`vllm_xargs.agentic_context`, the router's other
+convention, is refused by vLLM 0.32 itself: values there are flat.) All servers and gateways run all the time, one
+system works at a time. The router's wheel goes into an environment of its own (`rivals.py`). Needs vLLM beside SAGA
+(`make test` puts it there). Everything listens on loopback and ends with the run. It refuses to know what any system
+does: all figures are what the client saw.
 """
 
 from __future__ import annotations
@@ -111,37 +113,17 @@ def haiku(oversubscription: float, speed: float) -> Slice:
 # ---------------------------------------------------------------------- systems
 
 
-class Dressed(OpenAiClient):
-    """A client that says of its session what routers and engines ask for: the program, the arrival of its task."""
+class Arrival(OpenAiClient):
+    """A client that gives each call the arrival of its task as its priority."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         super().__init__(url, timeout_s=timeout_s)
         self._arrivals: dict[str, int] = {}
 
     async def chat(self, body: dict[str, Any], headers: dict[str, str], tenant: str) -> Measured:
-        """With `vllm_xargs.agentic_context.program_id` and `priority`; engines without the policy ignore them."""
-        session = headers["X-Session-ID"]
-        said = dict(body)
-        if self.wants_program:
-            said["vllm_xargs"] = {"agentic_context": {"program_id": session}}
-        if self.wants_priority:
-            said["priority"] = self._arrivals.setdefault(session, len(self._arrivals))
-        return await super().chat(said, headers, tenant)
-
-    wants_program = False
-    wants_priority = False
-
-
-class Program(Dressed):
-    """For program scheduling."""
-
-    wants_program = True
-
-
-class Arrival(Dressed):
-    """For priority by the task's arrival."""
-
-    wants_priority = True
+        """With `priority`."""
+        arrival = self._arrivals.setdefault(headers["X-Session-ID"], len(self._arrivals))
+        return await super().chat({**body, "priority": arrival}, headers, tenant)
 
 
 @dataclass
@@ -201,7 +183,7 @@ class Fleet:
 
     def _system(self, name: str, urls: list[str], coordinator: int | None) -> System:
         port, admin = free_port(), free_port()
-        client: type[OpenAiClient] = {"program": Program, "priority": Arrival}.get(name, OpenAiClient)
+        client: type[OpenAiClient] = Arrival if name == "priority" else OpenAiClient
         if name in RIVALS:
             kind = "vllm-router program" if name == "program" else "vllm-router consistent_hash"
             line = rival_commands(self._arguments.venv)[kind]
@@ -359,6 +341,13 @@ def main() -> None:
             contexts = shape.agents * shape.mean_context_tokens / (NUM_BLOCKS * BLOCK_TOKENS)
             console.print(f"{shape.name}: {shape.agents} agents per server, oversubscription {contexts:.2f}")
             found = asyncio.run(measure(systems, shape, arguments, console))
+            for system, runs in list(found.items()):
+                errors = [run["errors_by_kind"] for run in runs if run["errors"]]
+                if errors:
+                    console.print(f"  {shape.name}: {system} had errors: {errors}", highlight=False)
+                if not all(run["tasks_completed"] for run in runs):
+                    console.print(f"  {shape.name}: {system} is left out: a run completed no task", highlight=False)
+                    document.setdefault("left_out", []).append({"system": system, "runs": found.pop(system)})
             document["workloads"][shape.name] = show(shape.name, found, console) | {"runs": found}
             if arguments.json is not None:
                 arguments.json.write_text(json.dumps(document, indent=1))
