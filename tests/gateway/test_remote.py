@@ -122,6 +122,23 @@ def test_a_client_that_leaves_is_said_whether_or_not_the_ticket_has_come():
     run(work())
 
 
+def test_a_client_that_leaves_before_its_task_has_begun_is_said_too():
+    """Who took the first step by hand closes the call without ever cancelling a task."""
+
+    async def work():
+        made, link = remote()
+        call = identified(made)
+        admission = made.admit(call)
+        admission.send(None)
+        admission.close()
+        grant(made, call)
+        assert link.kinds() == [frames.Place, frames.Left]
+        assert not made._waiting
+        assert not made._granted
+
+    run(work())
+
+
 def test_a_failed_attempt_waits_only_where_it_may_be_tried_again():
     """Another ticket, or none; what must not be repeated is only said."""
 

@@ -214,7 +214,7 @@ class Remote:
         self._waiting[number] = _Waiting(call, digest, future)
         try:
             return await future
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter where its task had not begun
             self._waiting.pop(number, None)
             self._granted.discard(number)
             link.send(frames.Left(number))
