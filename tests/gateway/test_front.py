@@ -248,6 +248,26 @@ def test_memory_for_uploads_is_bounded_over_all_clients(chunked) -> None:
     assert cap / 2 < most <= cap + 2 * (piece + 100)
 
 
+def test_a_body_that_is_opened_counts_as_what_it_holds() -> None:
+    """Packed bodies come in one piece: what they open to is bounded over all clients all the same."""
+    packed = post(gzip.compress(b"x" * 9_000), CLOSE, b"Content-Encoding: gzip")
+
+    async def work() -> None:
+        async with plane(echo, limits=FrontLimits(max_held_bytes=10_000)) as p:
+            p.scheduling.gate = asyncio.Event()
+            first = asyncio.create_task(p.talk(packed))
+            await p.settle(lambda: p.scheduling.count("admit") == 1)
+            refused = await p.talk(packed)
+            assert refused.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nretry-after: 1\r\n" in refused
+            assert p.front.num_held_bytes == 9_000
+            p.scheduling.gate.set()
+            assert (await first).endswith(b"x" * 9_000)
+            assert p.scheduling.count("admit") == 1
+
+    run(work())
+
+
 def test_a_body_is_held_until_it_is_answered_or_its_client_leaves() -> None:
     """What waits at the gate counts; what has gone does not."""
 

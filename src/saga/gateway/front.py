@@ -41,7 +41,8 @@ class FrontLimits:
     head_timeout_s: for a whole head, from its first byte (or from the connection's start). body_timeout_s: for a body,
     extended by one second for every min_body_bytes_per_s bytes that came. write_timeout_s: an answer that the client
     does not read. linger_s: reading on after a refusal, so that it arrives. max_held_bytes: of all bodies together that
-    are arriving or wait for their answer; beyond it those still arriving are refused (503), the next to grow first.
+    are arriving or wait for their answer; beyond it those still arriving are refused (503), the next to grow first, and
+    those that grow when they are opened.
     """
 
     message: MessageLimits = field(default_factory=MessageLimits)
@@ -310,8 +311,12 @@ class ClientConnection(asyncio.Protocol):
         self._reading = False
 
     def _serve(self, message: Message) -> None:
+        num_sent_bytes = len(message.request.body)
         try:
             cold = self._front.route(message)
+            self._hold(len(message.request.body))
+            if len(message.request.body) > num_sent_bytes:  # it was opened: until now less was counted
+                self._check_memory()
         except Refused as refused:
             keep_alive = message.keep_alive and self.keeps_alive()
             head_only = message.request.method == "HEAD"
@@ -320,7 +325,6 @@ class ClientConnection(asyncio.Protocol):
             if not keep_alive:
                 self._linger()
             return
-        self._hold(len(message.request.body))
         exchange = self._exchange = Exchange(self._front.relay, self, message)
         if cold is None:
             exchange.start()
@@ -331,6 +335,12 @@ class ClientConnection(asyncio.Protocol):
         """What is held of this connection's body from now on."""
         self._front.num_held_bytes += num_bytes - self._held_bytes
         self._held_bytes = num_bytes
+
+    def _check_memory(self) -> None:
+        """Raise Refused (503) where bodies take more memory than they may."""
+        if self._front.num_held_bytes > self._front.limits.max_held_bytes:
+            message = "bodies of other requests take all memory that there is for them"
+            raise Refused(503, message, kind="server_error", code="overloaded", retry_after_s=1.0)
 
     def _await_more(self, before: Phase, num_new_bytes: int) -> None:
         """Set the deadline of the phase just entered, or move that of the body along with its bytes.
@@ -345,9 +355,7 @@ class ClientConnection(asyncio.Protocol):
         if phase is Phase.BODY:
             new_bytes = num_new_bytes if before is Phase.BODY else max(num_new_bytes, self._reader.num_buffered)
             self._hold(self._held_bytes + new_bytes + _PIECE_OVERHEAD_BYTES)
-            if self._front.num_held_bytes > limits.max_held_bytes:
-                message = "bodies of other requests take all memory that there is for them"
-                raise Refused(503, message, kind="server_error", code="overloaded", retry_after_s=1.0)
+            self._check_memory()
             if before is not Phase.BODY:
                 self.deadline_s = self._loop.time() + limits.body_timeout_s
                 if self._reader.take_expectation():
