@@ -153,6 +153,31 @@ def test_workers_of_the_file_follow_its_changes(tmp_path, monkeypatch, caplog):
     play(work)
 
 
+def test_files_are_followed_on_after_a_ca_file_that_is_none(tmp_path, monkeypatch, caplog):
+    """It is said, the old workers hold, and the next change counts."""
+    monkeypatch.setattr(serve, "_WATCH_FILES_S", 0.02)
+    file, none = tmp_path / "saga.toml", tmp_path / "ca.pem"
+    none.write_text("not a certificate")
+
+    def write(url, more=""):
+        text = f'[gateway]\nport = 0\nadmin_port = 0\n[[worker]]\nurl = "{url}"\nname = "{url[-5:]}"\n'
+        file.write_text(text + more)
+
+    async def work():
+        async with worker() as one, worker() as two:
+            write(one)
+            async with gateway(load_config(file), file=file) as (made, ask):
+                write(two, f'ca_file = "{none}"\n')
+                await until(lambda: "is bad" in caplog.text)
+                assert [each.name for each in made.workers] == [one[-5:]]
+                write(two)
+                await until(lambda: [each.name for each in made.workers] == [two[-5:]])
+                await until(lambda: made.workers.num_up == 1)
+                assert await ask() == 200
+
+    play(work)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_tenants_of_the_file_follow_its_changes(tmp_path, monkeypatch, processes):
     """A new key is let in, an old one no longer, weights are those of the file."""

@@ -317,7 +317,7 @@ class Gateway:
                     self._tell_fronts(TenantsAre(self.tenants.keyed, self.tenants.all()))
                     say(logging.INFO, "tenants read again", number=len(self.tenants.all()))
                 self._reread_workers()
-            except UsageError as error:
+            except (UsageError, OSError) as error:  # OSError: a ca_file that is none
                 say(logging.ERROR, "a file that changed is bad; the old one holds", why=str(error))
 
     def _reread_workers(self) -> None:
