@@ -80,7 +80,32 @@ def test_children_that_end_at_once_are_started_ever_more_rarely(tmp_path, monkey
         await fronts.first_end()
         await until(lambda: len(waits) >= 4)
         assert waits[:4] == [0.02, 0.04, 0.08, 0.16]
-        assert not await asyncio.wait_for(fronts.ended(0.0), 5.0) or not fronts.processes
+        await asyncio.wait_for(fronts.ended(0.0), 5.0)
+        assert fronts.processes == ()
+
+    run(work())
+
+
+def test_a_child_that_cannot_be_started_is_tried_again(tmp_path, monkeypatch):
+    """A machine out of processes or memory for a moment does not cost a front for good."""
+    monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.01)
+    start, refusals = asyncio.create_subprocess_exec, [OSError("no more processes")] * 2
+
+    async def sometimes(*command, **more):
+        if refusals:
+            raise refusals.pop()
+        return await start(*command, **more)
+
+    async def work():
+        fronts = children(1, tmp_path, LASTS)
+        await fronts.start()
+        (first,) = fronts.processes
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", sometimes)
+        fronts._children[0].kill()
+        await until(lambda: fronts.processes not in ((), (first,)))
+        assert fronts.num_restarts == 3
+        await fronts.kill()
+        assert fronts.processes == ()
 
     run(work())
 

@@ -121,7 +121,7 @@ class _Child:
             pause_s = min(2.0 * pause_s, _MAX_PAUSE_S)
             try:
                 await self.start()
-            except PeerError as error:
+            except (PeerError, OSError) as error:
                 say(logging.WARNING, "embedded engine did not start", engine=self.name, why=str(error))
                 self.terminate()
 

@@ -109,18 +109,22 @@ class Fronts:
         wait_s = _FIRST_WAIT_S
         while True:
             began_s = time.monotonic()
-            child = self._children[place]
-            code = await child.wait()
-            del self._children[place]
-            if self._stopping.is_set():
-                self._all_ended = self._all_ended and code == 0
-                return
-            if time.monotonic() - began_s > _WELL_AFTER_S:
-                wait_s = _FIRST_WAIT_S
-            say(logging.ERROR, "front ended, another is started", process=child.pid, code=code, wait_s=wait_s)
+            child = self._children.get(place)
+            if child is not None:
+                code = await child.wait()
+                del self._children[place]
+                if self._stopping.is_set():
+                    self._all_ended = self._all_ended and code == 0
+                    return
+                if time.monotonic() - began_s > _WELL_AFTER_S:
+                    wait_s = _FIRST_WAIT_S
+                say(logging.ERROR, "front ended, another is started", process=child.pid, code=code, wait_s=wait_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait_s)
                 return
             wait_s = min(2.0 * wait_s, _LONGEST_WAIT_S)
             self.num_restarts += 1
-            await self._spawn(place)
+            try:
+                await self._spawn(place)
+            except OSError as error:
+                say(logging.ERROR, "front could not be started", why=str(error), wait_s=wait_s)
