@@ -11,6 +11,7 @@ import pytest
 from saga import commands as do
 from saga import events as ev
 from saga.errors import UsageError
+from saga.gateway import engines
 from saga.gateway.engines import Engines
 from saga.gateway.workers import Capacity, WorkerConfig, Workers
 from saga.protocol import coordinator_pb2 as wire
@@ -139,6 +140,21 @@ def test_an_unknown_engine_with_a_url_is_a_new_worker():
     assert (link.is_over, world.health.followed) == (True, ["new", "new"])
     world.engines.joined(hello("w", url="http://10.0.0.9:1"))
     assert world.worker.config.url == "http://127.0.0.1:1234"
+
+
+def test_engines_that_are_gone_make_room_for_new_ones(monkeypatch):
+    """However many names came and went; who is linked or up stays, and without room a new one is refused."""
+    monkeypatch.setattr(engines, "_MAX_REGISTERED", 3)
+    world = World()
+    links = [world.engines.joined(hello(f"e{at}", url=f"http://10.0.0.{at}:1")) for at in range(3)]
+    newcomer = hello("e3", url="http://10.0.0.3:1")
+    with pytest.raises(UsageError, match="registered themselves already"):
+        world.engines.joined(newcomer)
+    world.workers.passed(links[0].worker, 0.0)
+    for link in links[:2]:
+        world.engines.left(link)
+    world.engines.joined(newcomer)
+    assert [worker.name for worker in world.workers] == ["w", "e0", "e2", "e3"]
 
 
 @pytest.mark.parametrize(

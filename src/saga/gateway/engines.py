@@ -25,7 +25,7 @@ from saga import commands as do
 from saga import events as ev
 from saga.errors import UsageError
 from saga.gateway.health import Health
-from saga.gateway.workers import Capacity, Worker, WorkerConfig, Workers
+from saga.gateway.workers import Capacity, Worker, WorkerConfig, Workers, WorkerState
 from saga.protocol import coordinator_pb2 as wire
 
 MAX_NAME = 512
@@ -167,11 +167,21 @@ class Engines:
     def _register(self, config: WorkerConfig) -> Worker:
         self._registered = {name for name in self._registered if self._workers.get(name) is not None}
         if len(self._registered) >= _MAX_REGISTERED:
+            self._forget_gone()
+        if len(self._registered) >= _MAX_REGISTERED:
             raise UsageError(f"{_MAX_REGISTERED} workers have registered themselves already")
         worker = self._workers.add(config, self._clock())
         self._registered.add(worker.name)
         self._health.follow(worker)
         return worker
+
+    def _forget_gone(self) -> None:
+        """Those that registered themselves and are neither linked nor up are not waited for any longer. O(those)."""
+        for name in self._registered - self.links.keys():
+            worker = self._workers.get(name)
+            if worker is not None and worker.state in (WorkerState.STARTING, WorkerState.DOWN):
+                self._workers.remove(name, self._clock())
+                self._registered.discard(name)
 
     # ------------------------------------------------------------------ what an engine says
 
