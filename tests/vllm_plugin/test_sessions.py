@@ -41,6 +41,17 @@ def test_the_longest_unused_idle_session_makes_room():
     assert forgotten[0] is idle
 
 
+def test_a_session_that_comes_while_all_others_are_at_work_stays():
+    """It is about to be at work itself; what it joins is forgotten with it, later."""
+    sessions, forgotten = table(max_sessions=1)
+    sessions.use(key("busy"), 0.0).num_running = 1
+    session = sessions.use(key("new"), 1.0)
+    sessions.join_task(session, "t")
+    assert (sessions.get(key("new")), forgotten) == (session, [])
+    sessions.forget_idle_since(2.0)
+    assert (forgotten, sessions._tasks) == ([session], {})
+
+
 def test_contexts_are_kept_within_the_bound_the_longest_ago_lose_theirs():
     """A context beyond all bounds is not kept at all; hashes and lengths are."""
     sessions, _ = table()

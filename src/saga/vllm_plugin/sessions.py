@@ -2,8 +2,9 @@
 
 `SagaScheduler.saga.sessions` is a `SessionTable`. A session is known by (tenant, name): the same name under another
 tenant, or under another cache salt, is another session and shares nothing with it. What is kept of a context are
-references to the lists that its last call made anyway (token ids, hashes of full blocks), for at most `max_tokens`
-tokens over all sessions; the longest idle ones lose theirs first. It refuses to know blocks, queues and clocks.
+references to the lists that its last call made anyway: hashes of full blocks for as long as the session is known, token
+ids for at most `max_tokens` tokens over all sessions, of which the longest idle ones lose theirs first. It refuses to
+know blocks, queues and clocks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Session(CacheOwner):
 
     num_waiting, num_running: its calls in the engine. arrived_s: when its task was first seen here. until_s: when its
     retention ends (inf: none, or without end). task: "" where unnamed. num_steps: calls that ended.
-    token_ids, block_hashes: of its last context, empty where forgotten; hashes are of full blocks from the front
+    token_ids, block_hashes: of its last context, ids empty where forgotten; hashes are of full blocks from the front
     (vLLM's `Request.block_hashes`). lora: of its last call.
     reported: (device, host) tokens that were last told to the coordinator.
     """
@@ -123,7 +124,7 @@ class SessionTable:
             self._by_name.setdefault(key.name, []).append(session)
         self._by_key[key] = session
         if len(self._by_key) > self.max_sessions:
-            self._make_room()
+            self._make_room(session)
         return session
 
     def join_task(self, session: Session, task: str) -> None:
@@ -177,9 +178,10 @@ class SessionTable:
         for session in leavers:
             self.forget(session)
 
-    def _make_room(self) -> None:
+    def _make_room(self, newest: Session) -> None:
+        """`newest` is about to be at work."""
         for session in self._by_key.values():
-            if session.idle:
+            if session.idle and session is not newest:
                 self.forget(session)
                 return
 
