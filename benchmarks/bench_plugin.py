@@ -1,6 +1,6 @@
 """What the plug-in costs vLLM's scheduler: its steps per second with the plug-in over those without.
 
-    /tmp/vllm-venv/bin/python benchmarks/bench_plugin.py [--repeats 5] [--calls 400]
+    python benchmarks/bench_plugin.py [--repeats 5] [--calls 400]
 
 vLLM's own scheduler, alone, with a runner that samples one fixed token: 64 calls run, 16,384 blocks of 16 tokens, 160
 sessions whose contexts need twice the blocks there are, so that nearly every call finds part of its context and evicts

