@@ -139,6 +139,22 @@ def test_a_call_may_leave_at_any_time():
     play(work)
 
 
+def test_a_call_that_leaves_in_the_turn_in_which_it_came_leaves_nothing():
+    """Its task never takes a step; what waits for a worker is closed all the same."""
+
+    async def work(gateway, hand):
+        gateway.truth.workers.drain("w0", 0.0)
+        hand.link.send(place(1))
+        hand.link.send(frames.Left(1))
+        hand.link.send(frames.Asked(2, "/health"))
+        await hand.hears(frames.Reply)
+        await asyncio.sleep(0)
+        assert gateway.truth.is_idle
+        assert gateway.truth.scheduling.num_waiting == 0
+
+    play(work)
+
+
 def test_who_leaves_while_its_prompt_is_asked_about_is_not_scheduled():
     """And an answer to the question that comes after all changes nothing."""
 

@@ -138,14 +138,18 @@ class Coordinator:
 
 
 class _Live:
-    """A call of a front. reading: while something about its prompt is asked. task: while it waits for a worker."""
+    """A call of a front. reading: while something about its prompt is asked. task: while it waits for a worker.
 
-    __slots__ = ("reading", "task", "ticket")
+    work: what the task has not begun to go on with.
+    """
+
+    __slots__ = ("reading", "task", "ticket", "work")
 
     def __init__(self) -> None:
         self.reading: Reading | None = None
         self.task: asyncio.Task[None] | None = None
         self.ticket: Ticket | None = None
+        self.work: Coroutine[Any, Any, Ticket | None] | None = None
 
 
 class FrontLink:
@@ -257,6 +261,8 @@ class FrontLink:
     def _cancel(self, live: _Live) -> None:
         if live.task is not None:
             live.task.cancel()
+            if live.work is not None:  # a task that is cancelled before its first step takes none, and tells nobody
+                live.work.close()
         elif live.ticket is not None:
             self._scheduling.cancelled(live.ticket)
 
@@ -274,9 +280,11 @@ class FrontLink:
             log.exception("a front's call could not be scheduled")
             self._refuse(number, _our_fault())
         else:
+            live.work = work
             live.task = self._loop.create_task(self._wait(number, live, resumed(work, waits_for)))
 
     async def _wait(self, number: int, live: _Live, work: Awaitable[Ticket | None]) -> None:
+        live.work = None
         try:
             ticket = await work
         except Refused as refused:
