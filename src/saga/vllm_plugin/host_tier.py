@@ -167,7 +167,7 @@ class HostTier:
         known = self._offloading._req_status  # noqa: SLF001
         for name in self._leaving:
             if name not in known:
-                del self._session_of[name]
+                self._session_of.pop(name, None)
         self._leaving = [name for name in self._leaving if name in known]
 
     def _whole_chunks(self, tokens: int) -> int:

@@ -115,7 +115,8 @@ class SagaSyncScheduler(Scheduler):
         """One step's tokens; an engine that is about to sleep reports first."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self.saga.tier.strip(outputs)
-        running, waiting = len(self.running), len(self.waiting)
+        running = len(self.running)
+        waiting = sum(len(getattr(self, name, ())) for name in _QUEUES)
         self.saga.report(num_running=running, num_waiting=waiting, at_once=not running and not waiting)
         return outputs
 
