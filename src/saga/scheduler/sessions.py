@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from enum import IntEnum
+from itertools import islice
 
 from saga.errors import ProtocolError
 from saga.events import StepArrived
@@ -200,6 +201,10 @@ class SessionTable:
     def longest_idle(self) -> Session | None:
         """The session that has been without a live step for longest."""
         return next(iter(self._idle.values()), None)
+
+    def idle_longest(self, most: int) -> list[Session]:
+        """At most so many idle sessions, the longest idle first."""
+        return list(islice(self._idle.values(), most))
 
     def close(self, session: Session) -> None:
         """Forget it, and its task with its last session."""
