@@ -76,8 +76,12 @@ def test_engines_end_at_an_interrupt(children: list[int], monkeypatch: pytest.Mo
         await asyncio.sleep(30)
 
     monkeypatch.setattr("saga.bench.replay.Replay.run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        play(TINY)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            play(TINY)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(children) == TINY.workers
 
 
