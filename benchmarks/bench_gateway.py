@@ -30,8 +30,8 @@ from typing import Any
 
 import httptools
 
-from saga.gateway.contracts import Answer, Call, Request, Ticket, WorkerAddress
-from saga.gateway.front import Front, kind_of
+from saga.gateway.contracts import Answer, Call, Request, Ticket, WorkerAddress, kind_of
+from saga.gateway.front import Front
 from saga.gateway.twin import Twin
 
 SIZES = {"2 KB": 2_000, "200 KB": 200_000, "1 MB": 1_000_000}
@@ -122,7 +122,9 @@ class Anyone:
     def identify(self, request: Request, at_s: float) -> Call:
         self.num += 1
         name = str(self.num)
-        return Call(kind_of(request.path), request, "t", name, name, name, body=request.body, retryable=True)
+        return Call(
+            kind_of(request.method, request.path), request, "t", name, name, name, body=request.body, retryable=True
+        )
 
     def answered(self, call: Call, answer: Answer, at_s: float) -> None:
         """Learn nothing."""

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from saga.gateway.contracts import Answer, Call, Refused, Request, Ticket, WorkerAddress
-from saga.gateway.front import Front, FrontLimits, kind_of
+from saga.gateway.contracts import Answer, Call, Refused, Request, Ticket, WorkerAddress, kind_of
+from saga.gateway.front import Front, FrontLimits
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class FakeIdentity:
         if self.refuse is not None:
             raise self.refuse
         step = str(len(self.seen))
-        kind = kind_of(request.path)
+        kind = kind_of(request.method, request.path)
         call = Call(kind, request, "tenant", f"s{step}", f"t{step}", step, body=request.body, retryable=True)
         if self.change is not None:
             self.change(call)

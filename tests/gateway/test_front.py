@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga.gateway.codings import zstd
-from saga.gateway.contracts import Kind, Request
-from saga.gateway.front import KINDS, ClientConnection, FrontLimits, kind_of
+from saga.gateway.contracts import KINDS, Kind, Request, kind_of
+from saga.gateway.front import ClientConnection, FrontLimits
 from saga.gateway.http1 import MessageLimits
 
 from .fakes import CLOSE, plane, post, run
@@ -44,8 +44,8 @@ async def echo(heard, writer) -> None:
 
 def test_every_route_has_its_kind() -> None:
     """The five scheduled paths and, for all others, `other`."""
-    assert {kind_of(path) for path in KINDS} == set(Kind) - {Kind.OTHER}
-    assert kind_of("/v1/files") is Kind.OTHER
+    assert {kind_of("POST", path) for path in KINDS} == set(Kind) - {Kind.OTHER}
+    assert kind_of("POST", "/v1/files") is Kind.OTHER
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga.gateway.contracts import MAX_CLASS, Answer, Kind, Refused, Request
+from saga.gateway.contracts import MAX_CLASS, Answer, Kind, Refused, Request, kind_of
 from saga.gateway.identity import GatewayIdentity
-from saga.gateway.reading import IdentitySettings, kind_of, with_fields
+from saga.gateway.reading import IdentitySettings, with_fields
 from saga.gateway.tenants import Tenants
 from saga.wire import DEFAULT
 

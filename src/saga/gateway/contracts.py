@@ -36,6 +36,21 @@ class Kind(StrEnum):
     OTHER = "other"
 
 
+KINDS = {
+    "/v1/chat/completions": Kind.CHAT,
+    "/v1/completions": Kind.COMPLETIONS,
+    "/v1/responses": Kind.RESPONSES,
+    "/v1/messages": Kind.MESSAGES,
+    "/v1/embeddings": Kind.EMBEDDINGS,
+}
+"""Paths that take POST and are scheduled as steps; any other path under /v1/ is passed through."""
+
+
+def kind_of(method: str, path: str) -> Kind:
+    """What a route (its path without the query) is about."""
+    return KINDS.get(path, Kind.OTHER) if method == "POST" else Kind.OTHER
+
+
 @dataclass(slots=True)
 class Request:
     """A client's request, whole. header names are lower-case bytes, in order, hop-by-hop ones still there."""

@@ -14,20 +14,11 @@ import ssl as tls
 from dataclasses import dataclass, field
 
 from saga.gateway.codings import open_body
-from saga.gateway.contracts import Identity, Kind, Refused, Scheduling
+from saga.gateway.contracts import KINDS, Identity, Refused, Scheduling
 from saga.gateway.http1 import Message, MessageLimits, Phase, RequestReader
 from saga.gateway.relay import Cold, Exchange, Relay, Watchers
 from saga.gateway.rewriting import refusal, whole_answer
 from saga.gateway.upstream import NEVER, ConnectionPool, UpstreamLimits
-
-KINDS = {
-    "/v1/chat/completions": Kind.CHAT,
-    "/v1/completions": Kind.COMPLETIONS,
-    "/v1/responses": Kind.RESPONSES,
-    "/v1/messages": Kind.MESSAGES,
-    "/v1/embeddings": Kind.EMBEDDINGS,
-}
-"""Paths that take POST and are scheduled as steps; any other path under /v1/ is passed through."""
 
 _COLD = frozenset({"/v1/models", "/health", "/ready"})
 _MOST_AHEAD = 65_536
@@ -56,11 +47,6 @@ class FrontLimits:
     write_timeout_s: float = 120.0
     linger_s: float = 2.0
     tick_s: float = 0.5
-
-
-def kind_of(path: str) -> Kind:
-    """What a path (without its query) is about."""
-    return KINDS.get(path, Kind.OTHER)
 
 
 class Front:

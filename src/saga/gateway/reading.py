@@ -22,18 +22,11 @@ from msgspec import Raw
 from xxhash import xxh3_64_intdigest as xxh3
 
 from saga.gateway.body import Body, parse
-from saga.gateway.contracts import MAX_CLASS, Call, Kind, Refused, Request
+from saga.gateway.contracts import MAX_CLASS, Call, Kind, Refused, Request, kind_of
 from saga.gateway.conversations import Digest, Prompt, ends_with_tool, seed_of
 from saga.gateway.tenants import DEFAULT_TENANT, Tenant, Tenants
 from saga.wire import Named, Resolver
 
-_KINDS: Final = {
-    "/v1/chat/completions": Kind.CHAT,
-    "/v1/completions": Kind.COMPLETIONS,
-    "/v1/responses": Kind.RESPONSES,
-    "/v1/messages": Kind.MESSAGES,
-    "/v1/embeddings": Kind.EMBEDDINGS,
-}
 _STATELESS: Final = frozenset({Kind.CHAT, Kind.COMPLETIONS, Kind.EMBEDDINGS, Kind.MESSAGES})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _RESPONSES: Final = "/v1/responses/"
@@ -88,11 +81,6 @@ class Reading:
     task: str | None = None
     deadline_s: float | None = None
     retrying: bool = False
-
-
-def kind_of(method: str, path: str) -> Kind:
-    """What a route is about."""
-    return _KINDS.get(path, Kind.OTHER) if method == "POST" else Kind.OTHER
 
 
 class Reader:

@@ -30,8 +30,18 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from saga import __version__
-from saga.gateway.contracts import Answer, AnswerWatcher, Call, Identity, Kind, Refused, Request, Scheduling, Ticket
-from saga.gateway.front import kind_of
+from saga.gateway.contracts import (
+    Answer,
+    AnswerWatcher,
+    Call,
+    Identity,
+    Kind,
+    Refused,
+    Request,
+    Scheduling,
+    Ticket,
+    kind_of,
+)
 from saga.gateway.journal import say
 from saga.gateway.relay import Watchers
 from saga.gateway.rewriting import Headers
@@ -116,7 +126,7 @@ class Spans:
 
     def identify(self, request: Request, at_s: float) -> Call:
         """The call, with a span; raises what the other raises."""
-        operation = _OPERATIONS.get(kind_of(request.path)) if request.method == "POST" else None
+        operation = _OPERATIONS.get(kind_of(request.method, request.path))
         if operation is None:
             return self._identity.identify(request, at_s)
         began_ns = time.time_ns()
