@@ -163,16 +163,17 @@ class Stepped:
 
 
 class SchedulerOnly(Stepped):
-    """vLLM's scheduler; seconds by the cost model."""
+    """vLLM's scheduler, stock or of another class; seconds by the cost model."""
 
-    def __init__(self, queue: str, latency: Latency, *, report_first_tokens: bool) -> None:
+    def __init__(self, scheduler: RealScheduler, latency: Latency, *, report_first_tokens: bool) -> None:
         super().__init__(report_first_tokens=report_first_tokens)
-        self._vllm = RealScheduler(Settings(NUM_BLOCKS, BLOCK_TOKENS, CHUNK_TOKENS, 256, queue))
+        self._vllm = scheduler
         self._latency = latency
         self._decision: Any = None
 
     def _add(self, request: EngineRequest, at_s: float) -> None:
-        self._vllm.submit(Call(request.step, request.path, request.output_tokens, request.priority), at_s)
+        call = Call(request.step, request.path, request.output_tokens, request.priority, session=request.session)
+        self._vllm.submit(call, at_s)
 
     def _iterate(self) -> float:
         self._decision = self._vllm.schedule(self._now_s)
@@ -192,6 +193,7 @@ class SchedulerOnly(Stepped):
             if call.finished is not None:
                 request.cached_tokens, request.prefilled_tokens = call.cached_tokens, call.prefilled_tokens
                 request.num_preemptions = len(call.preempted)
+                del self._vllm.calls[step]
                 self._finish(request, now_s)
 
 
@@ -467,7 +469,8 @@ def compare(
     table.write_text(as_toml(hardware))
 
     def scheduler(queue: str, **more: Any) -> Stepped:
-        return SchedulerOnly(queue, LatencyModel(hardware), **more)
+        vllm = RealScheduler(Settings(NUM_BLOCKS, BLOCK_TOKENS, CHUNK_TOKENS, queue=queue))
+        return SchedulerOnly(vllm, LatencyModel(hardware), **more)
 
     print("| preset | mean TCT engine s | scheduler | modelled | ratio to engine | p95 ratio", end=" ")
     print("| regenerated engine | scheduler | modelled | ratio", end=" ")

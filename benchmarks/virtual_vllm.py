@@ -28,15 +28,14 @@ from typing import Any
 
 os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
-from model_check import Stepped
-from real_vllm import VLLM_VERSION, Call, RealScheduler, Settings
+from model_check import SchedulerOnly
+from real_vllm import VLLM_VERSION, RealScheduler, Settings
 from rich.console import Console
 from rich.table import Table
 
 from saga.cache.prefix_lru import PrefixLru
 from saga.cache.tiers import NoHostTier
 from saga.commands import Standing
-from saga.engine.calls import EngineRequest
 from saga.engine.hardware import hardware
 from saga.engine.latency import LatencyModel
 from saga.presets import preset
@@ -78,20 +77,18 @@ class Wire(NoLink):
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
 
-class Virtual(Stepped):
-    """vLLM's scheduler, stock or with the plug-in; seconds by the cost model."""
+class Virtual(SchedulerOnly):
+    """vLLM's scheduler, stock or with the plug-in, which then hears every directive."""
 
     def __init__(
         self, queue: str, latency: LatencyModel, settings: Settings, *, plugin: bool, report_first_tokens: bool
     ) -> None:
-        super().__init__(report_first_tokens=report_first_tokens)
-        self.wire = Wire() if plugin else None
         more: dict[str, Any] = {"scheduler_cls": SagaSyncScheduler} if plugin else {}
-        self._vllm = RealScheduler(replace(settings, queue="priority" if plugin else queue), **more)
+        vllm = RealScheduler(replace(settings, queue="priority" if plugin else queue), **more)
+        super().__init__(vllm, latency, report_first_tokens=report_first_tokens)
+        self.wire = Wire() if plugin else None
         if self.wire is not None:
-            self._vllm.scheduler.saga.link = self.wire
-        self._latency = latency
-        self._decision: Any = None
+            vllm.scheduler.saga.link = self.wire
 
     def set_standing(
         self,
@@ -110,33 +107,6 @@ class Virtual(Stepped):
             self.wire.tell(Retain(session, None, expected_s, reuse_probability))
         else:
             self.wire.tell(Release(session, standing, expected_s))
-
-    def _add(self, request: EngineRequest, at_s: float) -> None:
-        call = Call(
-            request.step, request.path, request.output_tokens, request.priority, session=request.session, xargs={}
-        )
-        self._vllm.submit(call, at_s)
-
-    def _iterate(self) -> float:
-        self._decision = self._vllm.schedule(self._now_s)
-        seconds = self._latency.iteration_s(*self._vllm.work(self._decision, self._latency.own_share))
-        self.modelled_s += seconds
-        return seconds
-
-    def _scheduled(self) -> dict[str, int]:
-        return dict(self._decision.num_scheduled_tokens)
-
-    def _end_iteration(self, now_s: float) -> None:
-        self._vllm.finish(self._decision, now_s)
-        for step in self._decision.num_scheduled_tokens:
-            call, request = self._vllm.calls[step], self._requests[step]
-            if call.first_token is not None:
-                self._first_token(request, now_s)
-            if call.finished is not None:
-                request.cached_tokens, request.prefilled_tokens = call.cached_tokens, call.prefilled_tokens
-                request.num_preemptions = len(call.preempted)
-                del self._vllm.calls[step]
-                self._finish(request, now_s)
 
 
 def composition_of(system: str) -> Composition:
