@@ -14,78 +14,23 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
 import statistics
-import tempfile
 import time
-from pathlib import Path
+from dataclasses import replace
 from random import Random
 
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import torch
-import vllm
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from real_vllm import VLLM_VERSION, Settings, make_scheduler
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
-from vllm.v1.structured_output import StructuredOutputManager
 
 from saga.vllm_plugin.scheduler import SagaScheduler
 
 NUM_BLOCKS, BLOCK_TOKENS, NUM_RUNNING, NUM_WAITING, NUM_SESSIONS = 16_384, 16, 64, 8, 160
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-    "num_key_value_heads": 1,
-    "vocab_size": 1 << 20,
-    "max_position_embeddings": 1 << 20,
-}
-
-
-def make(scheduler_cls: type, queue: str, saga: dict[str, object] | None = None):
-    """A scheduler with the blocks and places of the benchmark."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps(MODEL))
-        model = ModelConfig(
-            model=folder, tokenizer=folder, skip_tokenizer_init=True, dtype="bfloat16", max_model_len=32_768
-        )
-        config = VllmConfig(
-            model_config=model,
-            cache_config=CacheConfig(block_size=BLOCK_TOKENS, enable_prefix_caching=True),
-            scheduler_config=SchedulerConfig(
-                max_num_seqs=NUM_RUNNING,
-                max_num_batched_tokens=8_192,
-                max_model_len=32_768,
-                is_encoder_decoder=False,
-                enable_chunked_prefill=True,
-                policy=queue,
-                async_scheduling=True,
-            ),
-            device_config=DeviceConfig("cpu"),
-            additional_config={"saga": saga or {}},
-        )
-    config.cache_config.num_gpu_blocks = NUM_BLOCKS
-    spec = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=8, dtype=torch.float32)
-    return scheduler_cls(
-        vllm_config=config,
-        kv_cache_config=KVCacheConfig(
-            num_blocks=NUM_BLOCKS, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
-        ),
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=BLOCK_TOKENS,
-        log_stats=True,
-    )
+SIZES = Settings(NUM_BLOCKS - 1, BLOCK_TOKENS, chunk_tokens=8_192, max_running=NUM_RUNNING)
 
 
 def requests_of(num_calls: int, seed: int) -> list[Request]:
@@ -178,14 +123,18 @@ def main() -> None:
     parser.add_argument("--queue", choices=["fcfs", "priority"], action="append")
     options = parser.parse_args()
     init_none_hash(sha256)
-    print(f"vLLM {vllm.__version__}: {NUM_RUNNING} running, {NUM_BLOCKS} blocks, {options.calls} calls per repeat")
+    print(f"vLLM {VLLM_VERSION}: {NUM_RUNNING} running, {NUM_BLOCKS} blocks, {options.calls} calls per repeat")
+    systems = {"stock": AsyncScheduler, "stock again": AsyncScheduler, "plug-in": SagaScheduler}
     for queue in options.queue or ["fcfs", "priority"]:
+        sizes = replace(SIZES, queue=queue)
         rounds: list[dict[str, Turns]] = []
         for repeat in range(options.repeats):
-            systems = {"stock": AsyncScheduler, "stock again": AsyncScheduler, "plug-in": SagaScheduler}
             rounds.append(
                 {
-                    name: Turns(make(system, queue), requests_of(options.calls, seed=repeat))
+                    name: Turns(
+                        make_scheduler(system, sizes, max_model_tokens=32_768, async_scheduling=True),
+                        requests_of(options.calls, seed=repeat),
+                    )
                     for name, system in systems.items()
                 }
             )

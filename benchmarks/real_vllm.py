@@ -46,7 +46,7 @@ from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-__all__ = ["VLLM_VERSION", "Call", "RealScheduler", "Settings", "tokens_of"]
+__all__ = ["VLLM_VERSION", "Call", "RealScheduler", "Settings", "make_scheduler", "tokens_of"]
 
 PromptPath: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -136,7 +136,32 @@ def tokens_of(stream: int, begin: int, end: int) -> list[int]:
     return _stream(stream, size)[begin:end]
 
 
-def _vllm_config(settings: Settings, max_model_tokens: int) -> VllmConfig:
+def make_scheduler(
+    scheduler_cls: type[Scheduler],
+    settings: Settings,
+    *,
+    max_model_tokens: int,
+    async_scheduling: bool = False,
+    saga: dict[str, Any] | None = None,
+) -> Scheduler:
+    """A scheduler of vLLM without an engine. saga: what `--additional-config '{"saga": ...}'` would give it."""
+    config = _vllm_config(settings, max_model_tokens, async_scheduling=async_scheduling)
+    num_blocks = settings.num_blocks + 1  # vLLM keeps block 0 as its null block
+    config.cache_config.num_gpu_blocks = num_blocks
+    config.additional_config = {"saga": saga or {}}
+    spec = FullAttentionSpec(block_size=settings.block_tokens, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    return scheduler_cls(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(
+            num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
+        ),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=settings.block_tokens,
+        log_stats=True,
+    )
+
+
+def _vllm_config(settings: Settings, max_model_tokens: int, *, async_scheduling: bool) -> VllmConfig:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(_MODEL))
         model = ModelConfig(
@@ -153,7 +178,7 @@ def _vllm_config(settings: Settings, max_model_tokens: int) -> VllmConfig:
                 is_encoder_decoder=False,
                 enable_chunked_prefill=True,
                 policy=settings.queue,
-                async_scheduling=False,
+                async_scheduling=async_scheduling,
             ),
             device_config=DeviceConfig("cpu"),
         )
@@ -235,7 +260,7 @@ class RealScheduler:
     tier, None where there is none. forward_start: when the forward pass of the last decision begins.
 
     scheduler_cls: vLLM's own, or `saga.vllm_plugin.scheduler.SagaSyncScheduler`, which then lives in the caller's time
-    and takes `saga` as its settings (what `--additional-config '{"saga": ...}'` gives it).
+    and takes `saga` as its settings.
     """
 
     def __init__(
@@ -246,24 +271,12 @@ class RealScheduler:
         self._num_submitted = 0
         self.copies = Copies(settings) if settings.host_blocks else None
         self.forward_start = 0.0
-        num_blocks = settings.num_blocks + 1  # vLLM keeps block 0 as its null block
-        config = _vllm_config(settings, max_model_tokens=max(1024, settings.num_blocks * settings.block_tokens + 1))
-        config.cache_config.num_gpu_blocks = num_blocks
-        spec = FullAttentionSpec(block_size=settings.block_tokens, num_kv_heads=1, head_size=8, dtype=torch.float32)
         init_none_hash(sha256)
         self._block = settings.block_tokens
         self._hasher = get_request_block_hasher(settings.block_tokens, sha256)
         self._now = 0.0
-        config.additional_config = {"saga": saga or {}}
-        self._scheduler = scheduler_cls(
-            vllm_config=config,
-            kv_cache_config=KVCacheConfig(
-                num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
-            ),
-            structured_output_manager=StructuredOutputManager(config),
-            block_size=settings.block_tokens,
-            log_stats=True,
-        )
+        longest = max(1024, settings.num_blocks * settings.block_tokens + 1)
+        self._scheduler = make_scheduler(scheduler_cls, settings, max_model_tokens=longest, saga=saga)
         if hasattr(self._scheduler, "saga"):
             self._scheduler.saga.now_s = lambda: self._now
 
