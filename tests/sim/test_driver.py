@@ -141,6 +141,25 @@ def test_memory_without_end_regenerates_nothing(tiny: Plan, config: Build) -> No
     assert figures(config("vllm_apc"), tiny)["regenerated_tokens"] > 0  # type: ignore[operator]
 
 
+def test_regenerating_takes_no_more_than_the_device_had(tiny: Plan, config: Build) -> None:
+    """The share of device time that went into prefilling again is one, and nothing where nothing was regenerated."""
+    assert figures(config("infinite_kv"), tiny)["regenerated_time_share"] == 0.0
+    assert 0.0 < figures(config("vllm_apc"), tiny)["regenerated_time_share"] < 1.0  # type: ignore[operator]
+
+
+def test_what_left_the_device_is_of_what_could_have_been_hit(tiny: Plan, config: Build) -> None:
+    """Nothing leaves a memory without end, everything an engine that keeps nothing."""
+    assert figures(config("infinite_kv"), tiny)["evicted_share"] == 0.0
+    assert figures(config("vllm"), tiny)["evicted_share"] == 1.0
+
+
+def test_a_promise_that_is_kept_is_told_from_one_that_is_not(tiny: Plan, config: Build) -> None:
+    """Sessions held for ever are always found held; without forecasts nothing is promised and nothing counted."""
+    assert figures(config("session_cap"), tiny)["holds_kept_share"] == 1.0
+    assert 0.0 < figures(config("saga_paper"), tiny)["holds_kept_share"] < 1.0  # type: ignore[operator]
+    assert "holds_kept_share" not in figures(config("vllm_apc"), tiny)
+
+
 def test_memory_for_all_is_as_good_as_memory_without_end(tiny: Plan, config: Build) -> None:
     """Where everything fits, the baseline and its bound serve the same run."""
     roomy = figures(config("vllm_apc", kv_tokens=10**7), tiny)

@@ -93,6 +93,7 @@ def test_a_migrated_prefix_is_found_at_its_target(config: Build) -> None:
     assert 1_900 < there <= 2_050
     moved = of.direct(do.Migrate("s", "w0", "w1", there, "why"), context, 100.0)
     assert (moved, of.moves) == ("w1", 1)
+    assert of.move_times_s() == pytest.approx((there / of.settings.move_tokens_per_s,) * 2)
     request = serve(of, "w1", path=((7, 3_000),), at_s=100.0)
     assert request.cached_tokens + request.host_tokens + request.moved_tokens == there
 

@@ -57,7 +57,19 @@ def simulate(
 class _Thread:
     """A session at work: which call is next, how many children it waits for."""
 
-    __slots__ = ("blocked", "call", "children", "ended_s", "index", "job", "path", "paused_s", "plan", "prefix")
+    __slots__ = (
+        "blocked",
+        "call",
+        "children",
+        "ended_s",
+        "held",
+        "index",
+        "job",
+        "path",
+        "paused_s",
+        "plan",
+        "prefix",
+    )
 
     def __init__(self, plan: SessionPlan, job: _Job) -> None:
         self.plan = plan
@@ -68,6 +80,7 @@ class _Thread:
         self.blocked = False
         self.ended_s = -1.0
         self.paused_s = -1.0
+        self.held = False
         self.path: PromptPath = ()
         self.prefix = _shared_prefix(plan.calls[0])
 
@@ -209,8 +222,11 @@ class Simulation:
         if isinstance(command, do.Reject):
             raise InvariantViolated(f"step {command.step!r} was rejected: {command.reason}")
         thread = self._threads.get(getattr(command, "session", ""))
-        if isinstance(command, do.Release) and thread is not None:
-            thread.paused_s = at_s
+        if thread is not None:
+            if isinstance(command, do.Release):
+                thread.paused_s = at_s
+            elif isinstance(command, do.Retain):
+                thread.held = True
         touched = self.fleet.direct(command, thread.path if thread else (), at_s)
         if touched is not None:
             self._reschedule(touched, at_s)
@@ -283,6 +299,7 @@ class Simulation:
         step = f"{plan.session}/{thread.index}"
         self._live[step] = (thread, self._infinite_hit(call))
         self._note_gap(thread, at_s)
+        self._count_hold(thread)
         thread.path = call.path
         parent = None if plan.parent is None else job.task.sessions[plan.parent].session
         self._tell(
@@ -449,6 +466,23 @@ class Simulation:
         tally.prefilled_tokens += request.prefilled_tokens
         tally.regenerated_tokens += max(0, request.prefilled_tokens - (request.prompt_tokens - infinite_hit))
         tally.preemptions += request.num_preemptions
+        tally.service_s += request.service_s
+        again_tokens = request.prefilled_tokens - (request.prompt_tokens - infinite_hit)
+        if again_tokens > 0:
+            tally.regenerated_s += again_tokens * self._prefill_s(infinite_hit - again_tokens / 2)
+
+    def _prefill_s(self, context_tokens: float) -> float:
+        """Device seconds of one token in a full chunk behind this much context."""
+        latency, chunk_tokens = self.fleet.latency, self.config.chunk_tokens
+        work = chunk_tokens * (max(0.0, context_tokens) + latency.own_share * chunk_tokens)
+        return latency.iteration_s(chunk_tokens, work, 0, 0) / chunk_tokens
+
+    def _count_hold(self, thread: _Thread) -> None:
+        """Whether a place that was to be held across the gap still was when the session came back."""
+        if thread.held and self._measured(thread.job):
+            self._tally.holds += 1
+            self._tally.holds_kept += thread.paused_s < 0.0
+        thread.held = False
 
     def _sample(self, at_s: float) -> None:
         if not self._heap:
@@ -486,6 +520,8 @@ class Simulation:
         window = [used for at_s, used, _ in self._used if at_s >= self._first_measured_s]
         metrics["kv_used_mean_share"] = float(np.mean(window)) if window else 0.0
         metrics["moves"] = self.fleet.moves
+        if self.fleet.moves:
+            metrics["move_mean_s"], metrics["move_p95_s"] = self.fleet.move_times_s()
         metrics["calls_simulated"] = self._num_calls
         metrics["workers"], metrics["agents"] = self.config.workers, self._num_agents
         metrics["first_wave_measured"] = self._num_agents is not None and not self._num_first_wave

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import inf
 
+import numpy as np
+
 from saga import commands as do
 from saga.cache.prefix_lru import PrefixLru
 from saga.engine.batching import EngineRequest, EngineSettings, ModelledEngine
@@ -43,7 +45,7 @@ class ModelledFleet:
         )
         self.names = [f"w{index}" for index in range(config.workers)]
         self.engines = {name: ModelledEngine(self.settings, self.latency) for name in self.names}
-        self.moves = 0
+        self.moved_tokens: list[int] = []
         self._directs = not isinstance(rules.eviction, PrefixLru)
 
     def joined(self, at_s: float) -> list[WorkerJoined]:
@@ -106,9 +108,19 @@ class ModelledFleet:
         reports = [engine.report() for engine in self.engines.values()]
         return sum(r[2] for r in reports) / capacity, sum(r[3] for r in reports) / capacity
 
+    @property
+    def moves(self) -> int:
+        """Prefixes that went from one worker to another."""
+        return len(self.moved_tokens)
+
+    def move_times_s(self) -> tuple[float, float]:
+        """Mean and p95 of what a move takes on the network, seconds, waiting for others left out; some were made."""
+        seconds = np.array(self.moved_tokens) / self.settings.move_tokens_per_s
+        return float(seconds.mean()), float(np.percentile(seconds, 95))
+
     def _migrate(self, command: do.Migrate, path: PromptPath, at_s: float) -> str:
         tokens = min(command.tokens, self.engines[command.source].export_tokens(command.session))
         if tokens:
             self.engines[command.target].import_prefix(command.session, path, tokens, at_s)
-            self.moves += 1
+            self.moved_tokens.append(tokens)
         return command.target

@@ -34,7 +34,9 @@ class Tally:
     """Sums over calls of measured tasks. Tokens, unless named otherwise.
 
     cached: from the device at the first look-up; host: loaded from host memory or another worker; regenerated:
-    prefilled although an infinite cache would have had it.
+    prefilled although an infinite cache would have had it. service_s: device seconds, an iteration's shared by its calls
+    in proportion to their tokens; regenerated_s: of full chunks of as many tokens as were regenerated, where they stood.
+    holds: gaps at whose begin a place was promised, holds_kept: those that ended before the promise.
     """
 
     calls: int = 0
@@ -45,6 +47,10 @@ class Tally:
     prefilled_tokens: int = 0
     regenerated_tokens: int = 0
     preemptions: int = 0
+    holds: int = 0
+    holds_kept: int = 0
+    service_s: float = 0.0
+    regenerated_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -84,9 +90,11 @@ def times(results: Iterable[TaskResult]) -> dict[str, float]:
 
 
 def shares(tally: Tally) -> dict[str, float]:
-    """Tokens and their shares of the input."""
+    """Tokens and their shares of the input; what left the device as a share of what could have been hit there."""
     input_tokens = max(1, tally.input_tokens)
-    return {
+    left_tokens = tally.host_tokens + tally.regenerated_tokens
+    found: dict[str, float] = {} if not tally.holds else {"holds_kept_share": tally.holds_kept / tally.holds}
+    return found | {
         "calls": tally.calls,
         "input_tokens": tally.input_tokens,
         "output_tokens": tally.output_tokens,
@@ -95,5 +103,7 @@ def shares(tally: Tally) -> dict[str, float]:
         "regenerated_share": tally.regenerated_tokens / input_tokens,
         "prefix_hit_share": tally.cached_tokens / input_tokens,
         "host_hit_share": tally.host_tokens / input_tokens,
+        "evicted_share": left_tokens / max(1, left_tokens + tally.cached_tokens),
+        "regenerated_time_share": tally.regenerated_s / tally.service_s if tally.service_s > 0.0 else 0.0,
         "preemptions": tally.preemptions,
     }
