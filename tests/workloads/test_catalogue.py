@@ -22,6 +22,26 @@ def test_every_built_in_name_gives_its_workload(name: str) -> None:
     assert len(list(found.tasks(3, 0))) == 3
 
 
+def test_tool_latency_can_be_given_another_variation() -> None:
+    """Same agents, same mean gap within what the draw allows, another spread; the name says which."""
+    gaps = {}
+    for cv in (0.5, 3.0):
+        found = workload(f"swe_bench:tool_cv={cv:g}", Limits())
+        assert found.name == f"swe_bench:tool_cv={cv:g}"
+        calls = [call for task in found.tasks(400, 0) for call in task.sessions[0].calls[1:]]
+        gaps[cv] = [call.gap_s for call in calls if call.gap_s > 0.0]
+    small, large = (sum(values) / len(values) for values in gaps.values())
+    assert small == pytest.approx(large, rel=0.15)
+    assert max(gaps[3.0]) > 3 * max(gaps[0.5])
+
+
+@pytest.mark.parametrize("cv", ["", "x", "0", "-1", "nan", "1e9"])
+def test_a_variation_that_cannot_be_is_refused(cv: str) -> None:
+    """Not a number, or none that a latency can have."""
+    with pytest.raises(UsageError, match="tool_cv"):
+        workload(f"swe_bench:tool_cv={cv}", Limits())
+
+
 def test_a_path_gives_the_trace(tmp_path: Path) -> None:
     """Whatever is not a name is a file."""
     path = tmp_path / "mine.jsonl"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga.errors import UsageError
-from saga.workloads.quantiles import Quantiles, chance, fit, through
+from saga.workloads.quantiles import Quantiles, chance, fit, log_normal, through
 
 
 @given(st.lists(st.floats(0.01, 1e6), min_size=2, max_size=40), st.floats(0, 0.999))
@@ -42,6 +42,15 @@ def test_the_mean_is_that_of_many_draws() -> None:
     table = through(0.12, 0.89, 3.5)
     draws = table.draw(np.random.default_rng(1), 200_000)
     assert table.mean() == pytest.approx(float(draws.mean()), rel=0.02)
+
+
+@pytest.mark.parametrize("cv", [0.5, 1.0, 2.0, 3.0])
+def test_a_log_normal_has_its_mean_and_variation(cv: float) -> None:
+    """Mean within 1 %, coefficient of variation within 10 % (the cut takes from the largest), for any scale."""
+    draws = log_normal(2.0, cv).draw(np.random.default_rng(1), 400_000)
+    assert float(draws.mean()) == pytest.approx(2.0, rel=0.02)
+    assert float(draws.std() / draws.mean()) == pytest.approx(cv, rel=0.1)
+    assert log_normal(2.0, cv).mean() == pytest.approx(2.0, rel=0.01)
 
 
 def test_a_constant_has_itself_as_mean() -> None:

@@ -34,9 +34,9 @@ class Tally:
     """Sums over calls of measured tasks. Tokens, unless named otherwise.
 
     cached: from the device at the first look-up; host: loaded from host memory or another worker; regenerated:
-    prefilled although an infinite cache would have had it. service_s: device seconds, an iteration's shared by its calls
-    in proportion to their tokens; regenerated_s: of full chunks of as many tokens as were regenerated, where they stood.
-    holds: gaps at whose begin a place was promised, holds_kept: those that ended before the promise.
+    prefilled although an infinite cache would have had it. service_s: device seconds, an iteration's shared by its
+    calls in proportion to their tokens; regenerated_s: of full chunks of as many tokens as were regenerated, where they
+    stood. holds: gaps at whose begin a place was promised, holds_kept: those that ended before the promise.
     """
 
     calls: int = 0

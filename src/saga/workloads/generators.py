@@ -8,13 +8,15 @@ Nothing here knows who serves the calls.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from saga.errors import UsageError
 from saga.workloads.conversation import Conversation
 from saga.workloads.plan import Call
+from saga.workloads.quantiles import Quantiles, log_normal
 from saga.workloads.synthetic import Arrival, Arrivals, Shape, Source
 from saga.workloads.tool_latency import PAPER_LATENCY_S
 
@@ -30,6 +32,7 @@ class AgentShape:
     (least, most, skew), least + (most - least) * Beta(1.2, skew). tools: (class in the paper's latency table, share).
     system_tokens: leading tokens that all tasks of the kind share, in stream `system_stream`.
     max_prompt_tokens: where a prompt would pass it, everything after the first prompt is dropped.
+    latency_s: seconds that a tool of a class takes.
     """
 
     num_calls: tuple[float, float, int, int]
@@ -40,6 +43,7 @@ class AgentShape:
     system_tokens: int
     system_stream: int = 0
     max_prompt_tokens: int | None = None
+    latency_s: Mapping[str, Quantiles] = field(default_factory=lambda: PAPER_LATENCY_S)
 
     def draw(self, rng: np.random.Generator, streams: Iterator[int]) -> list[Call]:
         """The calls of one session. O(calls)."""
@@ -75,7 +79,7 @@ class AgentShape:
         chance = rng.random(num_calls)
         seconds = np.zeros(num_calls)
         for k, name in enumerate(names):
-            seconds[which == k] = PAPER_LATENCY_S[name].at(chance[which == k])
+            seconds[which == k] = self.latency_s[name].at(chance[which == k])
         called = [(name,) for name in names]
         tools: list[tuple[str, ...]] = [called[k] for k in which.tolist()]
         tools[-1] = ()
@@ -106,6 +110,18 @@ def swe_bench() -> Source:
     45 % file operations, 5 % database.
     """
     return Source("swe_bench", _PAPER, {"default": _coder((36.5, 10.0, 10, 80))}, "swe_bench")
+
+
+def swe_bench_with_tool_cv(cv: float) -> Source:
+    """`swe_bench` with tools whose latency has this coefficient of variation (0.01..20), their mean as it was.
+
+    Log-normal by class of tool, cut at P99.99. The paper varies the variation and leaves the distribution open.
+    """
+    if not 0.01 <= cv <= 20.0:
+        raise UsageError(f"tool_cv must be a number from 0.01 to 20: {cv}")
+    latency_s = {name: log_normal(table.mean(), cv) for name, table in PAPER_LATENCY_S.items()}
+    shape = replace(_coder((36.5, 10.0, 10, 80)), latency_s=latency_s)
+    return Source(f"swe_bench:tool_cv={cv:g}", _PAPER, {"default": shape}, "swe_bench")
 
 
 def web_arena() -> Source:

@@ -90,6 +90,18 @@ def through(p50: float, p95: float, p99: float, *, tail: float = 10.0) -> Quanti
     return Quantiles(probabilities, values)
 
 
+def log_normal(mean: float, cv: float) -> Quantiles:
+    """The log-normal distribution with this mean and coefficient of variation, both above 0; cut at P0.01 and P99.99.
+
+    The cut leaves the mean (within 0.5 % up to a cv of 5) and takes from a large cv: drawn numbers have 2.8 for 3.
+    """
+    variance = np.log1p(cv * cv)
+    knots = (0.0001, 0.001, 0.005, *(k / 100 for k in range(1, 100)), 0.995, 0.998, 0.999, 0.9995, 0.9998)
+    middle = np.log(mean) - variance / 2
+    ends = [float(np.exp(middle + np.sqrt(variance) * _NORMAL.inv_cdf(p))) for p in (0.0001, *knots, 0.9999)]
+    return Quantiles((0.0, *knots, 1.0), ends)
+
+
 _GRID: Floats = np.linspace(-4.5, 4.5, 361)
 _GRID_CHANCES: Floats = np.array([_NORMAL.cdf(float(z)) for z in _GRID])
 
