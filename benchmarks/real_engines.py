@@ -45,6 +45,7 @@ from rich.console import Console
 from rich.table import Table
 from rivals import HOME, environment
 from small_agents import WORKLOADS, Agents
+from tiny_model import ENVIRONMENT, make_tiny_model
 
 from saga.bench.openai_client import Measured, OpenAiClient
 from saga.bench.replay import Replay, ReplayConfig, Target
@@ -57,14 +58,6 @@ SERVER_FLAGS = (
     f"--block-size {BLOCK_TOKENS} --num-gpu-blocks-override {NUM_BLOCKS} --max-model-len 4096 --enforce-eager "
     "--enable-prefix-caching --enable-prompt-tokens-details"
 )
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
 STARTED_WITHIN_S = 240.0
 SYSTEMS = ("sticky", "program", "priority", "gateway", "plugin", "dram")
 BASELINE = "sticky"
@@ -332,8 +325,6 @@ def main() -> None:
     document: dict[str, Any] = {"kind": "measured", "servers": arguments.servers, "workloads": {}}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-real-")))
-        from tiny_model import make_tiny_model
-
         make_tiny_model(folder / MODEL)
         console.print("starting servers ...", highlight=False)
         systems = Fleet(arguments, stack, folder).start()

@@ -20,6 +20,15 @@ from saga.bench.transcript import WORDS
 
 VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, INNER, MAX_TOKENS = 2_048, 256, 4, 4, 2, 512, 32_768
 HEAD = HIDDEN // HEADS
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}  # a small quiet vLLM for CPUs: one thread, nothing from the network
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -19,14 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
-
-os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 from model_check import SchedulerOnly
 from real_vllm import VLLM_VERSION, RealScheduler, Settings

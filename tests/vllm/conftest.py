@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_model import ENVIRONMENT, make_tiny_model
 
-from .engines import ENVIRONMENT, Engines, Server, clean_shared_memory
+from .engines import Engines, Server, clean_shared_memory
 
 HERE = Path(__file__).resolve().parent
 INSTALLED = importlib.util.find_spec("vllm") is not None
@@ -39,14 +40,9 @@ def _installed() -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """The folder of the tiny model (benchmarks/tiny_model.py), made once per run."""
-    spec = importlib.util.spec_from_file_location("tiny_model", HERE.parents[1] / "benchmarks" / "tiny_model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
-        return module.make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+        return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
 
 
 @pytest.fixture(scope="session")

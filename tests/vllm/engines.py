@@ -19,17 +19,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tiny_model import ENVIRONMENT
+
 BLOCK_TOKENS = 32
 KV_BYTES_PER_TOKEN = 2_048  # 4 layers, 2 KV heads of 64, keys and values, bfloat16
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  vLLM's own choice
 _BEFORE = frozenset(_SHARED_MEMORY.glob("vllm_offload_*"))
 

@@ -5,28 +5,21 @@ Its runner "samples" the position of each token, so an answer that lost, doubled
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import warnings
 from collections import deque
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 BLOCK = 16
-_BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @cache
 def real_vllm() -> Any:
     """benchmarks/real_vllm.py, which knows how to make a scheduler of vLLM."""
-    spec = importlib.util.spec_from_file_location("real_vllm", _BENCHMARKS / "real_vllm.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["real_vllm"] = module
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        spec.loader.exec_module(module)
-    return module
+        import real_vllm
+    return real_vllm
 
 
 def scheduler_class(name: str) -> type:
