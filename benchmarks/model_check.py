@@ -46,7 +46,7 @@ from saga.engine.calibration import Fit, Sizes, fit
 from saga.engine.calls import EngineRequest, Outcome
 from saga.engine.hardware import as_toml
 from saga.engine.latency import Latency, LatencyModel
-from saga.engine.probes import Prober, plan
+from saga.engine.probes import probe
 from saga.fairness.admission import SessionCap
 from saga.presets import preset
 from saga.scheduler.composition import Composition
@@ -324,20 +324,8 @@ def at_engine(name: str, workload: Agents) -> Composition:
 
 def calibrated(engine: InProcessEngine, repeats: int, name: str) -> Fit:
     """Probes and fit, as `saga calibrate --engine in-process` makes them."""
-
-    async def probe() -> list[Any]:
-        probes = plan(
-            max_context_tokens=engine.max_context_tokens,
-            kv_tokens=engine.kv_tokens,
-            chunk_tokens=engine.chunk_tokens,
-            repeats=repeats,
-        )
-        prober = Prober(engine, seed=time.time_ns() >> 20)
-        await prober.warm_up()
-        return await prober.run(probes, lambda done: None)
-
-    observations = asyncio.run(probe())
-    return fit(observations, name=name, provenance="model_check.py", sizes=Sizes(engine.kv_tokens))
+    probed = asyncio.run(probe(engine, repeats=repeats, seed=time.time_ns() >> 20))
+    return fit(probed.observations, name=name, provenance="model_check.py", sizes=Sizes(engine.kv_tokens))
 
 
 def run(

@@ -13,7 +13,7 @@ from saga.engine.calibration import Fit, Sizes, fit
 from saga.engine.calls import EngineRequest, EngineSettings
 from saga.engine.hardware import Hardware, hardware
 from saga.engine.latency import LatencyModel
-from saga.engine.probes import Answering, Probe, Prober, Prompt, plan
+from saga.engine.probes import Answering, Probe, Prober, Prompt, plan, probe
 from saga.engine.realtime import LiveEngine
 from saga.errors import PeerError, UsageError
 
@@ -90,19 +90,8 @@ class VirtualEngine:
 
 def calibrate(engine: VirtualEngine, repeats: int = 1) -> Fit:
     """All probes and the fit."""
-
-    async def probe():
-        probes = plan(
-            max_context_tokens=engine.max_context_tokens,
-            kv_tokens=engine.kv_tokens,
-            chunk_tokens=engine.chunk_tokens,
-            repeats=repeats,
-        )
-        prober = Prober(engine)
-        await prober.warm_up()
-        return await prober.run(probes, lambda done: None)
-
-    return fit(asyncio.run(probe()), name="found", provenance="test", sizes=Sizes(engine.kv_tokens))
+    observations = asyncio.run(probe(engine, repeats=repeats)).observations
+    return fit(observations, name="found", provenance="test", sizes=Sizes(engine.kv_tokens))
 
 
 def straight(name: str, own_share: float) -> Hardware:

@@ -10,9 +10,8 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,9 +22,9 @@ from saga.errors import UsageError
 
 if TYPE_CHECKING:
     from saga.bench.probed_url import ProbedUrl
-    from saga.engine.calibration import Fit, Observation
+    from saga.engine.calibration import Fit
     from saga.engine.hardware import Hardware
-    from saga.engine.probes import ProbedEngine
+    from saga.engine.probes import Probed, ProbedEngine
     from saga.vllm_plugin.in_process import InProcessEngine
 
 SCHEMA = 1
@@ -119,37 +118,16 @@ def calibrate(
         write_whole(json, as_json(found.as_document(fitted)))
 
 
+@dataclass(frozen=True)
 class _Measured:
     """What the probes of one engine brought."""
 
-    def __init__(self, engine: ProbedEngine, model: str, version: str, where: str) -> None:
-        self.engine = engine
-        self.model = model
-        self.version = version
-        self.where = where
-        self.observations: list[Observation] = []
-        self.num_disturbed = 0
-        self.num_dropped = 0
-        self.took_s = 0.0
-
-    async def probe(self, repeats: int) -> None:
-        """Make all observations."""
-        from saga.engine.probes import Prober, plan
-
-        engine = self.engine
-        probes = plan(
-            max_context_tokens=engine.max_context_tokens,
-            kv_tokens=engine.kv_tokens,
-            chunk_tokens=engine.chunk_tokens,
-            repeats=repeats,
-        )
-        prober = Prober(engine, seed=time.time_ns() >> 20)
-        began_s = time.perf_counter()
-        await prober.warm_up()
-        with _progress(len(probes)) as advance:
-            self.observations = await prober.run(probes, advance)
-        self.took_s = time.perf_counter() - began_s
-        self.num_disturbed, self.num_dropped = prober.num_disturbed, prober.num_dropped
+    engine: ProbedEngine
+    model: str
+    version: str
+    where: str
+    probed: Probed
+    took_s: float
 
     def fit(self, name: str) -> Fit:
         """The cost model, with where it comes from."""
@@ -157,9 +135,9 @@ class _Measured:
 
         provenance = (
             f"saga calibrate {datetime.now(UTC):%Y-%m-%d}: {self.model} on engine {self.version}, {self.where}; "
-            f"{len(self.observations)} probes; transfers not measured"
+            f"{len(self.probed.observations)} probes; transfers not measured"
         )
-        return fit(self.observations, name=name, provenance=provenance, sizes=Sizes(self.engine.kv_tokens))
+        return fit(self.probed.observations, name=name, provenance=provenance, sizes=Sizes(self.engine.kv_tokens))
 
     def as_document(self, fitted: Fit) -> dict[str, Any]:
         """Everything, schema 1."""
@@ -175,10 +153,10 @@ class _Measured:
             "probes": [
                 {"kind": one.kind, "about": one.about, "held_out": one.held_out, "measured_s": one.seconds}
                 | {"model_s": fitted.seconds(one)}
-                for one in self.observations
+                for one in self.probed.observations
             ],
-            "disturbed": self.num_disturbed,
-            "dropped": self.num_dropped,
+            "disturbed": self.probed.num_disturbed,
+            "dropped": self.probed.num_dropped,
             "took_s": self.took_s,
         }
 
@@ -195,11 +173,9 @@ async def _of_url(
         under_way = await engine.num_under_way()
         if under_way:
             typer.echo(f"{url}: {under_way} calls of others are under way; times will be too long", err=True)
-        found = _Measured(engine, engine.model, engine.version, url)
-        await found.probe(repeats)
+        return await _measured(engine, engine.model, engine.version, url, repeats)
     finally:
         await engine.close()
-    return found
 
 
 def _fill_in(engine: ProbedUrl, sizes: dict[str, int | None]) -> None:
@@ -216,9 +192,18 @@ def _in_process(model: str, clock: str, sizes: dict[str, int | None], chunk_toke
 
     llm = start_vllm(model, chunk_tokens=chunk_tokens, **sizes)
     engine: InProcessEngine = InProcessEngine(llm, clock=_CLOCKS[clock])
-    found = _Measured(engine, model, engine.version, f"in one process, {clock} clock")
-    asyncio.run(found.probe(repeats))
-    return found
+    return asyncio.run(_measured(engine, model, engine.version, f"in one process, {clock} clock", repeats))
+
+
+async def _measured(engine: ProbedEngine, model: str, version: str, where: str, repeats: int) -> _Measured:
+    from saga.cli.replay import progress
+    from saga.engine.probes import probe
+
+    began_s = time.perf_counter()
+    with progress() as advance:
+        tell = (lambda done, of: advance("probes", done, of)) if advance else (lambda *_: None)
+        probed = await probe(engine, repeats=repeats, seed=time.time_ns() >> 20, on_progress=tell)
+    return _Measured(engine, model, version, where, probed, time.perf_counter() - began_s)
 
 
 _CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -288,17 +273,10 @@ def _show(found: _Measured, fitted: Fit, out: Path) -> None:
     title = "The model against the probes; those held out were not fitted"
     print_table(Table(title, ("probe", "count", "median error", "p95 error", "bias"), rows))
     typer.echo(f"outside the engine: {fitted.call_s * 1e3:.1f} ms per call, which the table does not hold")
-    if found.num_disturbed:
-        typer.echo(f"{found.num_disturbed} probes ran beside calls of others: believe the times accordingly", err=True)
-    if found.num_dropped:
-        typer.echo(f"{found.num_dropped} probes were dropped: a batch did not stay together", err=True)
+    if found.probed.num_disturbed:
+        typer.echo(
+            f"{found.probed.num_disturbed} probes ran beside calls of others: believe the times accordingly", err=True
+        )
+    if found.probed.num_dropped:
+        typer.echo(f"{found.probed.num_dropped} probes were dropped: a batch did not stay together", err=True)
     typer.echo(f"saga sim --hardware {out}:{fitted.hardware.name} ...   ({found.took_s:.0f} s of probing)")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of probes on a terminal; nothing elsewhere."""
-    from saga.cli.replay import progress
-
-    with progress() as advance:
-        yield lambda done: None if advance is None else advance("probes", done, total)

@@ -123,6 +123,15 @@ class ProbedEngine(Protocol):
 
 
 @dataclass(frozen=True)
+class Probed:
+    """What the probes of one engine brought. num_disturbed: ran beside calls of others; num_dropped: say nothing."""
+
+    observations: tuple[Observation, ...]
+    num_disturbed: int
+    num_dropped: int
+
+
+@dataclass(frozen=True)
 class Probe:
     """One measurement. context_tokens: what is cached (cached), each call's prompt (decode, mixed).
 
@@ -190,6 +199,26 @@ def _batches(longest: int, most_tokens: int, chunk_tokens: int) -> Iterator[Prob
         context = min(256, longest // 4)
         if batch * (context + _SPARE_TOKENS) + new <= most_tokens and new + batch < min(chunk_tokens, longest):
             yield Probe("mixed", new, context, batch, held_out=new == 256)
+
+
+async def probe(
+    engine: ProbedEngine,
+    *,
+    repeats: int,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Probed:
+    """Warm up and run the whole plan; on_progress is told how many probes of how many are done. Raises as its parts."""
+    probes = plan(
+        max_context_tokens=engine.max_context_tokens,
+        kv_tokens=engine.kv_tokens,
+        chunk_tokens=engine.chunk_tokens,
+        repeats=repeats,
+    )
+    prober = Prober(engine, seed)
+    await prober.warm_up()
+    observations = await prober.run(probes, lambda done: on_progress(done, len(probes)))
+    return Probed(tuple(observations), prober.num_disturbed, prober.num_dropped)
 
 
 class Prober:
