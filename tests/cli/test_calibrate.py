@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,34 +13,12 @@ import pytest
 
 from saga.engine.hardware import HARDWARE, as_toml, load_hardware
 from saga.engine.latency import LatencyModel
-from saga.engine.server import EngineServer, ServerSettings
+from saga.engine.server import ServerSettings
+
+from .servers import engine
 
 MACHINE = HARDWARE["llama3-8b-h100"]
-
-
-@contextmanager
-def engine(**settings: Any) -> Iterator[str]:
-    """A modelled engine's server on a thread of its own; its URL."""
-    started, url = threading.Event(), [""]
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        server = EngineServer(ServerSettings(hardware=MACHINE, model="served", step_s=0.002, **settings))
-        url[0] = await server.start()
-        started.set()
-        await stop.wait()
-        await server.close()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert started.wait(5)
-    try:
-        yield url[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(5)
-        loop.close()
+SETTINGS = ServerSettings(hardware=MACHINE, model="served", step_s=0.002)
 
 
 @pytest.mark.slow
@@ -50,7 +26,7 @@ def test_a_server_becomes_a_table_that_the_simulator_takes(saga: Callable[..., A
     """Sizes, provenance, all probes; other tables stay; decode is half to one and a half of the truth."""
     out, figures = tmp_path / "mine.toml", tmp_path / "figures.json"
     out.write_text(as_toml(MACHINE))
-    with engine(max_model_len=3_000, kv_tokens=20_000) as url:
+    with engine(replace(SETTINGS, max_model_len=3_000, kv_tokens=20_000)) as url:
         answer = saga("calibrate", "--url", url, "--repeats", 1, "--out", out, "--json", figures)
     assert answer.code == 0, answer.err
     assert "held out" in answer.out
@@ -70,7 +46,7 @@ def test_a_server_becomes_a_table_that_the_simulator_takes(saga: Callable[..., A
 
 def test_what_the_server_says_no_to(saga: Callable[..., Any], tmp_path: Path) -> None:
     """A model that is not served, a context that is too short: before any probe, one line."""
-    with engine(max_model_len=200) as url:
+    with engine(replace(SETTINGS, max_model_len=200)) as url:
         wanted = ("calibrate", "--url", url, "--out", tmp_path / "x.toml")
         assert "does not serve model 'other' but served" in saga(*wanted, "--model", "other").complaint
         assert "takes 200 tokens of context" in saga(*wanted).complaint

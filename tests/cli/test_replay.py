@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from saga.engine.hardware import HARDWARE
-from saga.engine.server import EngineServer, ServerSettings
+from saga.engine.server import ServerSettings
 
+from .servers import engine
+
+SETTINGS = ServerSettings(hardware=HARDWARE["llama3-8b-h100"], speed=1_000.0)
 SMALL = ("--agents", 3, "--tasks", 3, "--speed", 2_000, "--scale-tokens", 0.1, "--max-calls", 20)
-
-
-@contextmanager
-def engine() -> Iterator[str]:
-    """A modelled engine's server on a thread of its own; its URL."""
-    started, url = threading.Event(), [""]
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        server = EngineServer(ServerSettings(hardware=HARDWARE["llama3-8b-h100"], speed=1_000.0))
-        url[0] = await server.start()
-        started.set()
-        await stop.wait()
-        await server.close()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert started.wait(5)
-    try:
-        yield url[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(5)
-        loop.close()
 
 
 def test_two_servers_side_by_side(saga: Callable[..., Any], tmp_path: Path) -> None:
     """The table has a column for each and the speed-up; the file says what was measured, and no key."""
     keys, out = tmp_path / "keys.toml", tmp_path / "out.json"
     keys.write_text('"*" = "very-secret"\n')
-    with engine() as url:
+    with engine(SETTINGS) as url:
         urls = (f"plain={url}", f"again={url}/v1")
         answer = saga("replay", *urls, "--workload", "web_arena", *SMALL, "--tenant-keys", keys, "--json", out)
     assert answer.code == 0, answer.err
