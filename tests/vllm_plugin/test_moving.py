@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga.errors import UsageError
-from saga.vllm_plugin.moving import Link, carry_s, pays, worth_moving_tokens
+from saga.vllm_plugin.moving import Link, carry_s, pays
 
 RATES = st.floats(1.0, 1e12)
 
@@ -23,17 +23,16 @@ def test_a_fast_link_pays_and_a_slow_one_does_not():
 def test_what_a_transfer_costs_to_begin_with_makes_short_prefixes_not_worth_it():
     """With 0.1 s to set up, only prefixes that take longer than that to prefill are carried."""
     link = Link(1e9, setup_s=0.1)
-    least = worth_moving_tokens(100_000, link, 5_000.0)
-    assert least == pytest.approx(1_000.0)
     assert not pays(999, 100_000, link, 5_000.0)
     assert pays(1_001, 100_000, link, 5_000.0)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**7), RATES, st.floats(0.0, 10.0), RATES)
-def test_it_pays_exactly_from_the_least_number_on(num_tokens, bytes_per_token, bytes_per_s, setup_s, prefill):
-    """`worth_moving_tokens` is where `pays` turns from no to yes."""
+def test_it_pays_exactly_from_some_number_on(num_tokens, bytes_per_token, bytes_per_s, setup_s, prefill):
+    """That number is where what a token gains has paid for the setup; where no token gains, nothing is carried."""
+    gain_s_per_token = 1.0 / prefill - bytes_per_token / bytes_per_s
+    least = setup_s / gain_s_per_token if gain_s_per_token > 0 else float("inf")
     link = Link(bytes_per_s, setup_s)
-    least = worth_moving_tokens(bytes_per_token, link, prefill)
     if num_tokens > least * (1 + 1e-6):
         assert pays(num_tokens, bytes_per_token, link, prefill)
     if num_tokens < least * (1 - 1e-6):
@@ -43,9 +42,7 @@ def test_it_pays_exactly_from_the_least_number_on(num_tokens, bytes_per_token, b
 def test_unknown_rates():
     """An unknown link carries nothing, an unknown prefill rate is slower than any link; nothing is never carried."""
     assert not pays(100, 2_048, Link(0.0), 1.0)
-    assert worth_moving_tokens(2_048, Link(0.0), 1.0) == float("inf")
-    assert pays(100, 2_048, Link(1.0), 0.0)
-    assert worth_moving_tokens(2_048, Link(1.0), 0.0) == 1.0
+    assert pays(1, 2_048, Link(1.0), 0.0)
     assert not pays(0, 2_048, Link(1e9), 1.0)
 
 

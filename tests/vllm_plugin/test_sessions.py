@@ -25,7 +25,7 @@ def test_a_session_is_its_tenant_its_salt_and_its_name():
     others = [sessions.use(key("s", "two"), 1.0), sessions.use(key("s", "one", "salt"), 1.0)]
     assert list(sessions.named("s")) == [first, *others]
     assert list(sessions.named("t")) == []
-    assert sessions[key("s", "one")] is first
+    assert sessions.get(key("s", "one")) is first
     assert sessions.get(key("t")) is None
 
 

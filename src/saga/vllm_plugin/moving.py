@@ -37,13 +37,3 @@ def pays(num_tokens: int, bytes_per_token: int, link: Link, prefill_tokens_per_s
         return False
     prefill_s = num_tokens / prefill_tokens_per_s if prefill_tokens_per_s > 0 else float("inf")
     return carry_s(num_tokens, bytes_per_token, link) < prefill_s
-
-
-def worth_moving_tokens(bytes_per_token: int, link: Link, prefill_tokens_per_s: float) -> float:
-    """The smallest number of tokens for which carrying pays; infinity where it never does."""
-    if not link.bytes_per_s:
-        return float("inf")
-    if prefill_tokens_per_s <= 0:
-        return 1.0
-    gain_s_per_token = 1.0 / prefill_tokens_per_s - bytes_per_token / link.bytes_per_s
-    return max(1.0, link.setup_s / gain_s_per_token) if gain_s_per_token > 0 else float("inf")

@@ -104,10 +104,6 @@ class SessionTable:
         """All of them, the longest unused first."""
         return iter(self._by_key.values())
 
-    def __getitem__(self, key: SessionKey) -> Session:
-        """The session; KeyError where it is not known."""
-        return self._by_key[key]
-
     def get(self, key: SessionKey) -> Session | None:
         """The session, or None. O(1)."""
         return self._by_key.get(key)

@@ -129,10 +129,6 @@ class TierOrder:
             index.clear()
         self._heap.clear()
 
-    def owners_of(self, key: bytes) -> tuple[CacheOwner, ...]:
-        """Whose it is, the first to have stored it first."""
-        return self._chunks[key].lane.owners
-
     # Lanes
 
     def _lane(self, owners: tuple[CacheOwner, ...]) -> _Lane:
