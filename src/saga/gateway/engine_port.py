@@ -4,8 +4,9 @@ A stream begins with a Hello and gets a Welcome; then reports and answers come u
 stream must bring it (compared in constant time). Bounds: streams, bytes of a message, time for the Hello. A stream that
 is refused or broken costs the engine nothing but its link. Needs grpcio (the extra `coordinator`).
 
-A loop in a thread of its own was tried: round trips and the data plane were no better, and it took more CPU
-(benchmarks/bench_link.py). It refuses to know what is said (`engines`).
+A loop in a thread of its own would be the alternative: in the one run that was made of both, round trips and the data
+plane were about the same and it took more CPU (benchmarks/bench_link.py compares them). It refuses to know what is said
+(`engines`).
 """
 
 from __future__ import annotations
