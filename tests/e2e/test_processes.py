@@ -15,6 +15,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from saga.gateway import serve
+
 MODEL = "llama3-8b-h100"
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -76,6 +78,23 @@ def test_a_killed_front_is_replaced_and_leaves_no_step_behind(scene, play):
                 assert (await overview.json())["calls"] == {"waiting": 0, "running": 0}
             async with asyncio.timeout(15.0):
                 while s.gateway._front_links.num_listening < 2:  # noqa: ASYNC110 - told by nobody
+                    await asyncio.sleep(0.05)
+            assert s.gateway.fronts.num_restarts == 1
+            assert {(await s.ask(HELLO))[0] for _ in range(8)} == {200}
+
+    play(work, 60.0)
+
+
+def test_a_front_that_hangs_is_replaced(scene, play, monkeypatch):
+    """It is stopped, not dead: nobody else would ever notice, and every second client would wait for ever."""
+    monkeypatch.setattr(serve, "_MOST_SILENT", 3)
+
+    async def work():
+        async with scene(1, processes=2) as s, fresh_connections(s):
+            hangs = s.gateway.fronts.processes[0]
+            os.kill(hangs, signal.SIGSTOP)
+            async with asyncio.timeout(30.0):
+                while hangs in s.gateway.fronts.processes or s.gateway._front_links.num_listening < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert s.gateway.fronts.num_restarts == 1
             assert {(await s.ask(HELLO))[0] for _ in range(8)} == {200}

@@ -15,7 +15,8 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["saga.gateway.http1"]):
-    from saga.gateway.http1 import MessageLimits, RequestReader
+    from saga.gateway.http1 import RequestReader
+    from saga.gateway.limits import MessageLimits
 
 import httptools
 

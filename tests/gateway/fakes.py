@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from saga.gateway.contracts import Answer, Call, Refused, Request, Ticket, WorkerAddress, kind_of
-from saga.gateway.front import Front, FrontLimits
+from saga.gateway.front import Front
+from saga.gateway.limits import FrontLimits
 
 T = TypeVar("T")
 

@@ -19,6 +19,7 @@ from saga.gateway.frames import TenantsAre, Trust, Welcome
 from saga.gateway.front import Front
 from saga.gateway.front_process import FrontProcess
 from saga.gateway.identity import GatewayIdentity
+from saga.gateway.limits import FrontLimits
 from saga.gateway.reading import IdentitySettings
 from saga.gateway.scheduling import GatewayScheduling, SchedulingSettings
 from saga.gateway.tenants import Tenants
@@ -103,7 +104,11 @@ async def far(
 
     def welcome() -> tuple[Any, ...]:
         names = truth.identity.tenants
-        return Trust(()), TenantsAre(names.keyed, names.all()), Welcome(truth.identity.settings, "127.0.0.1", 0, 1.0)
+        return (
+            Trust(()),
+            TenantsAre(names.keyed, names.all()),
+            Welcome(truth.identity.settings, "127.0.0.1", 0, 1.0, FrontLimits()),
+        )
 
     coordinator = Coordinator(truth.identity, truth.scheduling, lambda path: (200, path.encode()), welcome)
     await coordinator.start(folder / "c")

@@ -39,11 +39,26 @@ def test_what_was_packed_is_opened(coding: bytes, body: bytes) -> None:
 
 @pytest.mark.parametrize("coding", PACK)
 def test_a_body_that_is_cut_or_followed_by_more_is_refused(coding: bytes) -> None:
-    """At every place; a second member or frame is more as well."""
+    """At every place, but between two members or frames."""
     packed = PACK[coding](b'{"model":"m"}' * 10)
     assert {status(packed[:end], coding) for end in range(len(packed))} == {400}
     assert status(packed + b"\0", coding) == 400
-    assert status(packed + packed, coding) == 400
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"zstd"])
+def test_members_are_read_one_after_the_other_and_their_number_is_bounded(coding: bytes) -> None:
+    """RFC 1952 2.2, RFC 8878 3; the bound on bytes holds for all together."""
+    packed = PACK[coding](b"abc")
+    assert opened(packed * 64, coding, MIB) == b"abc" * 64
+    assert status(packed * 65, coding) == 400
+    assert status(packed * 2, coding, 6) == 0
+    assert status(packed * 2, coding, 5) == 413
+    assert status(packed + packed[:-1], coding) == 400
+
+
+def test_deflate_has_no_members() -> None:
+    """RFC 1950 knows one stream."""
+    assert status(zlib.compress(b"abc") * 2, b"deflate") == 400
 
 
 @pytest.mark.parametrize("coding", PACK)

@@ -20,6 +20,12 @@ max_queue = 7
 interval_s = 0.5
 [circuit]
 failures_to_open = 5
+[limits]
+max_connections = 12
+[limits.message]
+max_body_bytes = 1000
+[limits.upstream]
+connect_timeout_s = 0.5
 [[worker]]
 url = "http://gpu1:8000"
 kv_tokens = 1000
@@ -46,6 +52,8 @@ def test_every_section_is_read(tmp_path, monkeypatch):
     assert (config.port, config.admin_port, config.db) == (9000, 8001, "saga.db")
     assert (config.scheduling.preset, config.scheduling.max_queue) == ("vllm_apc", 7)
     assert (config.health.interval_s, config.circuit.failures_to_open) == (0.5, 5)
+    limits = config.limits
+    assert (limits.max_connections, limits.message.max_body_bytes, limits.upstream.connect_timeout_s) == (12, 1000, 0.5)
     one, two = config.workers
     assert (one.name, one.kv_tokens, one.models) == ("gpu1:8000", 1000, ("m",))
     assert (two.name, two.key, dict(config.kv_events)) == ("two", "secret", {"two": "tcp://127.0.0.1:5557"})
@@ -65,6 +73,10 @@ def test_every_section_is_read(tmp_path, monkeypatch):
         ("[[worker]]\nurl = 'http://a:1'\n[[worker]]\nurl = 'http://a:1'", "names are unique"),
         ("[[worker]]\nurl = 'http://a:1'\nkey_env = 'NO_SUCH_VARIABLE'", "no such variable"),
         ("[[worker]]\nurl = 'http://a:1'\nca_file = '/nowhere.pem'", "no such file"),
+        ("[limits]\nmax_conections = 1", "did you mean 'max_connections'"),
+        ("[limits]\nmax_connections = 0", "max_connections = 0: must be more than 0"),
+        ("[limits]\nmessage = 3", "written [limits.message]"),
+        ("[limits.message]\nmax_body = 1", "did you mean 'max_body_bytes'"),
         ("worker = 3", "list of tables"),
         ("gateway = 3", "must be a table"),
         ("port = ", "is not TOML"),

@@ -310,6 +310,22 @@ def test_a_front_that_cannot_listen_is_an_error_with_its_words():
     play(work)
 
 
+def test_a_front_that_says_nothing_any_more_is_found():
+    """After so many questions in a row, while it takes calls; one word and it is none of them."""
+
+    async def work(gateway, hand):
+        ask = gateway.coordinator.silent
+        assert not ask(0)  # it does not listen yet
+        hand.link.send(frames.Listening())
+        await until(lambda: gateway.coordinator.num_listening == 1)
+        assert [ask(2) for _ in range(4)] == [[], [], [4_711], [4_711]]
+        hand.link.send(frames.Gauges(1, 1))
+        await until(lambda: gateway.coordinator.num_clients == 1)
+        assert not ask(2)
+
+    play(work)
+
+
 def test_many_names_of_tenants_are_one_tenant():
     """Where anybody may name one: the bound holds over all fronts."""
 

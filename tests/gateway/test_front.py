@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from saga.gateway.codings import zstd
 from saga.gateway.contracts import KINDS, Kind, Request, kind_of
-from saga.gateway.front import ClientConnection, FrontLimits
-from saga.gateway.http1 import MessageLimits
+from saga.gateway.front import ClientConnection
+from saga.gateway.limits import FrontLimits, MessageLimits
 
 from .fakes import CLOSE, plane, post, run
 

@@ -11,8 +11,7 @@ import pytest
 
 from saga.errors import PeerError
 from saga.gateway.frames import Drain, TenantsAre
-from saga.gateway.front import FrontLimits
-from saga.gateway.front_process import FrontProcess, _share_of
+from saga.gateway.front_process import FrontProcess
 
 from .fakes import run
 from .far import MODEL, ask, chat, chat_answer, far, header, near, until
@@ -320,11 +319,3 @@ def test_a_front_without_a_coordinator_does_not_start(tmp_path):
             await FrontProcess(tmp_path / "nobody").run()
 
     run(work())
-
-
-def test_fronts_share_the_memory_for_bodies():
-    """However many there are, each can hold one body, and all of them no more than one process."""
-    whole = FrontLimits()
-    assert _share_of(whole, 1) == whole
-    assert _share_of(whole, 4).max_held_bytes * 4 == whole.max_held_bytes
-    assert _share_of(whole, 64).max_held_bytes == whole.message.max_body_bytes

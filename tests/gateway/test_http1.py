@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga.gateway.contracts import Refused
-from saga.gateway.http1 import Message, MessageLimits, Phase, RequestReader
+from saga.gateway.http1 import Message, Phase, RequestReader
+from saga.gateway.limits import MessageLimits
 
 SMALL = MessageLimits(max_target_bytes=100, max_head_bytes=400, max_headers=5, max_body_bytes=50)
 GET = b"GET /v1/models HTTP/1.1\r\nHost: saga\r\n\r\n"

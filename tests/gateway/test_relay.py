@@ -8,10 +8,9 @@ import json
 import pytest
 
 from saga.gateway.contracts import Call, Refused, WorkerAddress
-from saga.gateway.front import FrontLimits
-from saga.gateway.http1 import MessageLimits, RequestReader
+from saga.gateway.http1 import RequestReader
+from saga.gateway.limits import FrontLimits, MessageLimits, UpstreamLimits
 from saga.gateway.relay import Exchange
-from saga.gateway.upstream import UpstreamLimits
 
 from .fakes import CLOSE, FakeIdentity, plane, post, run
 

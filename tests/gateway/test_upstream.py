@@ -10,7 +10,8 @@ import pytest
 import trustme
 
 from saga.gateway.contracts import WorkerAddress
-from saga.gateway.upstream import ConnectionPool, Framing, Unreachable, UpstreamLimits, WorkerConnection
+from saga.gateway.limits import UpstreamLimits
+from saga.gateway.upstream import ConnectionPool, Framing, Unreachable, WorkerConnection
 
 from .fakes import FakeWorker, run
 

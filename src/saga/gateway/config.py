@@ -4,6 +4,7 @@
     [scheduling]   preset, max_queue, max_wait_s, ...            (scheduling.SchedulingSettings)
     [health]       interval_s, timeout_s, ...                    (health.HealthSettings)
     [circuit]      failures_to_open, open_s                      (workers.CircuitRules)
+    [limits]       max_connections, ...; [limits.message], [limits.upstream]      (limits.FrontLimits)
     [[worker]]     url, name, models, kv_tokens, key, ca_file    (workers.WorkerConfig; `key_env` names a variable)
 
 A field that nobody knows is an error that names what was meant. The workers of the file are read again when it changes,
@@ -25,6 +26,7 @@ import msgspec
 
 from saga.errors import UnknownName, UsageError
 from saga.gateway.health import HealthSettings
+from saga.gateway.limits import FrontLimits, MessageLimits, UpstreamLimits
 from saga.gateway.scheduling import SchedulingSettings
 from saga.gateway.workers import CircuitRules, WorkerConfig
 
@@ -33,7 +35,7 @@ T = TypeVar("T")
 MAX_PROCESSES = 64
 """Of one gateway: far beyond what one scheduler can feed."""
 
-_SECTIONS = ("gateway", "scheduling", "health", "circuit", "worker")
+_SECTIONS = ("gateway", "scheduling", "health", "circuit", "limits", "worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class GatewayConfig:
     scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     circuit: CircuitRules = field(default_factory=CircuitRules)
+    limits: FrontLimits = field(default_factory=FrontLimits)
     kv_events: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -129,6 +132,7 @@ def load_config(path: Path) -> GatewayConfig:
         scheduling=_convert(path, "scheduling", table.get("scheduling", {}), SchedulingSettings),
         health=_convert(path, "health", table.get("health", {}), HealthSettings),
         circuit=_convert(path, "circuit", table.get("circuit", {}), CircuitRules),
+        limits=_limits(path, dict(table.get("limits", {}))),
         kv_events=kv_events,
     )
 
@@ -171,6 +175,21 @@ def _worker(path: Path, number: int, entry: dict[str, Any]) -> WorkerConfig:
     if ca_file and not Path(str(ca_file)).is_file():
         raise UsageError(f"{path}: {where}: ca_file = {ca_file!r}: there is no such file")
     return _convert(path, where, entry, WorkerConfig).named()
+
+
+def _limits(path: Path, data: dict[str, Any]) -> FrontLimits:
+    """What a front may take, from the table and the two within it."""
+    message = _convert(path, "limits.message", _table(path, data, "message"), MessageLimits)
+    upstream = _convert(path, "limits.upstream", _table(path, data, "upstream"), UpstreamLimits)
+    own = _convert(path, "limits", data, FrontLimits, but=("message", "upstream"))
+    return replace(own, message=message, upstream=upstream)
+
+
+def _table(path: Path, data: dict[str, Any], name: str) -> dict[str, Any]:
+    part = data.pop(name, {})
+    if not isinstance(part, dict):
+        raise UsageError(f"{path}: limits.{name} must be a table, written [limits.{name}]")
+    return part
 
 
 def _convert(path: Path, section: str, data: Mapping[str, Any], into: type[T], but: tuple[str, ...] = ()) -> T:

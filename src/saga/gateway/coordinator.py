@@ -95,6 +95,18 @@ class Coordinator:
         """Fronts that take calls."""
         return sum(front.listens for front in self._fronts.values())
 
+    def silent(self, most: int) -> list[int]:
+        """Processes of fronts that take calls and said nothing between the last `most` of these questions.
+
+        Counted in questions, not in seconds: where this process did not run for a while, nobody else has hung.
+        """
+        found = []
+        for front in self._fronts.values():
+            front.num_silent += front.listens
+            if front.num_silent > most:
+                found.append(front.process)
+        return found
+
     @property
     def num_clients(self) -> int:
         """Client connections of all fronts, as they last said."""
@@ -116,6 +128,7 @@ class Coordinator:
         front = self._fronts.get(link)
         if front is None:
             return
+        front.num_silent = 0
         if isinstance(message, frames.Hello) and not front.process:
             if message.version != __version__:
                 raise PeerError(f"a front of version {message.version}; this is {__version__}")
@@ -153,11 +166,15 @@ class _Live:
 
 
 class FrontLink:
-    """One front: its calls, and which addresses it knows. process: 0 until it has said hello."""
+    """One front: its calls, and which addresses it knows. process: 0 until it has said hello.
+
+    num_silent: how often in a row it was found to have said nothing.
+    """
 
     def __init__(self, coordinator: Coordinator, link: Link) -> None:
         self.link = link
         self.process = 0
+        self.num_silent = 0
         self.listens = False
         self.trouble = ""
         self.num_clients = 0

@@ -28,6 +28,7 @@ from saga.events import Hints
 from saga.gateway.contracts import Answer, Call, Kind, Refused, Request, WorkerAddress
 from saga.gateway.conversations import Digest, fingerprint
 from saga.gateway.journal import say
+from saga.gateway.limits import FrontLimits
 from saga.gateway.reading import IdentitySettings, Reading
 from saga.gateway.tenants import Tenant
 
@@ -172,13 +173,13 @@ class Asked(_Message, tag=11):
 
 
 class Welcome(_Message, tag=20):
-    """What a front is to be. number: of fronts, which share the memory that bodies may take."""
+    """What a front is to be. limits: its own, of what all fronts may take."""
 
     settings: IdentitySettings
     host: str
     port: int
     drain_s: float
-    number: int = 1
+    limits: FrontLimits
 
 
 class Trust(_Message, tag=21):

@@ -11,42 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import ssl as tls
-from dataclasses import dataclass, field
 
 from saga.gateway.codings import open_body
 from saga.gateway.contracts import KINDS, Identity, Refused, Scheduling
-from saga.gateway.http1 import Message, MessageLimits, Phase, RequestReader
+from saga.gateway.http1 import Message, Phase, RequestReader
+from saga.gateway.limits import FrontLimits
 from saga.gateway.relay import Cold, Exchange, Relay, Watchers
 from saga.gateway.rewriting import refusal, whole_answer
-from saga.gateway.upstream import NEVER, ConnectionPool, UpstreamLimits
+from saga.gateway.upstream import NEVER, ConnectionPool
 
 _COLD = frozenset({"/v1/models", "/health", "/ready"})
 _MOST_AHEAD = 65_536
 _PIECE_OVERHEAD_BYTES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class FrontLimits:
-    """What a client may take; times in seconds.
-
-    head_timeout_s: for a whole head, from its first byte (or from the connection's start). body_timeout_s: for a body,
-    extended by one second for every min_body_bytes_per_s bytes that came. write_timeout_s: an answer that the client
-    does not read. linger_s: reading on after a refusal, so that it arrives. max_held_bytes: of all bodies together that
-    are arriving or wait for their answer; beyond it those still arriving are refused (503), the next to grow first, and
-    those that grow when they are opened.
-    """
-
-    message: MessageLimits = field(default_factory=MessageLimits)
-    upstream: UpstreamLimits = field(default_factory=UpstreamLimits)
-    max_connections: int = 10_000
-    max_held_bytes: int = 2 * 1024 * 1024 * 1024
-    head_timeout_s: float = 10.0
-    body_timeout_s: float = 30.0
-    min_body_bytes_per_s: int = 16_384
-    idle_timeout_s: float = 75.0
-    write_timeout_s: float = 120.0
-    linger_s: float = 2.0
-    tick_s: float = 0.5
 
 
 class Front:

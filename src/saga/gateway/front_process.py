@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import ssl
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +24,7 @@ from saga.errors import PeerError
 from saga.gateway import frames
 from saga.gateway.answers import watch_answer
 from saga.gateway.frames import FromCoordinator, FromFront, Link
-from saga.gateway.front import Front, FrontLimits
+from saga.gateway.front import Front
 from saga.gateway.journal import say
 from saga.gateway.reading import Reader
 from saga.gateway.remote import Remote
@@ -66,8 +65,7 @@ class FrontProcess:
         remote = self._remote = Remote(Reader(self._tenants, settings=welcome.settings))
         self._linked_to(remote)
         parts = plane(os.environ, remote, remote, watch_answer)
-        limits = _share_of(FrontLimits(), welcome.number)
-        self.front = front = Front(*parts.workers, limits, cold=remote.cold, worker_tls=self._tls)
+        self.front = front = Front(*parts.workers, welcome.limits, cold=remote.cold, worker_tls=self._tls)
         try:
             self.address = await front.start(welcome.host, welcome.port, reuse_port=True)
         except OSError as error:
@@ -196,12 +194,6 @@ async def serve_front(socket: Path, parent: int) -> bool:
         watching.cancel()
         if os.getppid() != parent:
             _tidy(socket)
-
-
-def _share_of(limits: FrontLimits, number: int) -> FrontLimits:
-    """One of so many fronts may hold its share of the memory for bodies, but at least one body."""
-    share = max(limits.max_held_bytes // number, limits.message.max_body_bytes)
-    return replace(limits, max_held_bytes=share)
 
 
 def _tidy(socket: Path) -> None:

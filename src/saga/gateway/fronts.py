@@ -85,6 +85,14 @@ class Fronts:
         await self.kill()
         return self._all_ended
 
+    def replace(self, process: int) -> None:
+        """End a child that hangs; another is started."""
+        for child in self._children.values():
+            if child.pid == process:
+                say(logging.ERROR, "front hangs, it is killed", process=process)
+                with contextlib.suppress(ProcessLookupError):
+                    child.kill()
+
     async def kill(self) -> None:
         """End them now."""
         self._stopping.set()

@@ -21,6 +21,7 @@ from enum import Enum
 from typing import Any
 
 from saga.gateway.contracts import Refused, Request
+from saga.gateway.limits import MessageLimits
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
@@ -36,16 +37,6 @@ _ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _LONGEST_CHUNK_LINE = 256
 _LONGEST_TRAILER = 8_192
-
-
-@dataclass(frozen=True, slots=True)
-class MessageLimits:
-    """How large a request may be, in bytes of each part; what is beyond is refused with 414, 431 or 413."""
-
-    max_target_bytes: int = 8_192
-    max_head_bytes: int = 65_536
-    max_headers: int = 100
-    max_body_bytes: int = 64 * 1024 * 1024
 
 
 class Phase(Enum):

@@ -38,6 +38,7 @@ from saga.gateway.journal import Journal, say
 from saga.gateway.pools import Pool, Pools, Seat
 from saga.gateway.workers import Worker, Workers, WorkerState
 from saga.presets import preset
+from saga.fairness.preemption import NoPreemption
 from saga.routing.stealing import NoStealing
 from saga.scheduler.composition import Caps, Composition
 from saga.scheduler.invariants import check
@@ -78,7 +79,7 @@ class SchedulingSettings:
 
     def composition(self) -> Composition:
         """The preset, without what a gateway cannot do. Raises UnknownName."""
-        return replace(preset(self.preset), stealing=NoStealing())
+        return replace(preset(self.preset), stealing=NoStealing(), preemption=NoPreemption())
 
     def caps(self) -> Caps:
         """Bounds on what a scheduler remembers."""

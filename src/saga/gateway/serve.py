@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 _FIRST_CHECK_S = 5.0
 _WATCH_FILES_S = 1.0
 _FRONTS_START_S = 60.0
+_WATCH_FRONTS_S, _MOST_SILENT = 1.0, 10
+"""A front says something every second; ten times nothing, and it hangs."""
 
 
 class Gateway:
@@ -127,6 +129,8 @@ class Gateway:
             raise
         await self._start_admin()
         self._tasks = [asyncio.create_task(self._watch_files())]
+        if self.fronts is not None and self._front_links is not None:
+            self._tasks.append(asyncio.create_task(self._watch_fronts(self._front_links, self.fronts)))
         if self.store is not None:
             self._tasks.append(asyncio.create_task(self._save_on()))
 
@@ -185,7 +189,7 @@ class Gateway:
     async def _open_front(self) -> None:
         """Take calls in this process."""
         parts = plane(os.environ, self.identity, self.scheduling, watch_answer)
-        front = Front(*parts.workers, cold=self._cold, worker_tls=self._tls)
+        front = Front(*parts.workers, self.config.limits, cold=self._cold, worker_tls=self._tls)
         self.front = front
         self.spans = spans = parts.spans
         if spans is not None:
@@ -223,13 +227,21 @@ class Gateway:
             raise PeerError(f"{links.num_listening} of {self.config.processes} front processes came up; see the log")
         await listening
 
+    async def _watch_fronts(self, links: Coordinator, fronts: Fronts) -> None:
+        """Replace those that hang: a client that is sent there would wait for ever."""
+        while True:
+            await asyncio.sleep(_WATCH_FRONTS_S)
+            for process in links.silent(_MOST_SILENT):
+                fronts.replace(process)
+
     def _welcome(self, host: str, port: int) -> tuple[FromCoordinator, ...]:
         """What a new front is told."""
         ca_files = tuple(worker.config.ca_file for worker in self.workers if worker.config.ca_file)
+        share = self.config.limits.share(self.config.processes)
         return (
             Trust(ca_files),
             TenantsAre(self.tenants.keyed, self.tenants.all()),
-            Welcome(self.identity.settings, host, port, self.config.drain_s, self.config.processes),
+            Welcome(self.identity.settings, host, port, self.config.drain_s, share),
         )
 
     def _tell_fronts(self, message: FromCoordinator) -> None:

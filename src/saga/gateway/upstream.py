@@ -13,7 +13,6 @@ import contextlib
 import ssl
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias
 
@@ -21,30 +20,13 @@ import httptools
 
 from saga.errors import PeerError
 from saga.gateway.contracts import WorkerAddress
+from saga.gateway.limits import UpstreamLimits
 from saga.gateway.rewriting import Headers
 
 Key: TypeAlias = tuple[str, int, bool, bool]
 """(host, port, tls, verify_tls): connections of equal keys are interchangeable."""
 
 NEVER = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamLimits:
-    """Bounds of the pool; times in seconds.
-
-    idle_s stays below the keep-alive time of uvicorn (5 s), so that a connection is not taken while its worker closes
-    it. answer_timeout_s: until the answer's head, long, because engines queue. silence_timeout_s: between two parts.
-    """
-
-    max_connections: int = 4_096
-    max_idle_per_worker: int = 256
-    idle_s: float = 4.0
-    max_age_s: float = 300.0
-    connect_timeout_s: float = 3.0
-    answer_timeout_s: float = 1_800.0
-    silence_timeout_s: float = 600.0
-    max_head_bytes: int = 65_536
 
 
 class Unreachable(PeerError):
