@@ -233,12 +233,8 @@ class FrontLink:
             live.reading = reading
             self.link.send(frames.Question(number, question.what, question.place))
             return
-        except Refused as refused:
-            self._refuse(number, refused)
-            return
-        except Exception:
-            log.exception("a front's call could not be identified")
-            self._refuse(number, _our_fault())
+        except Exception as error:  # noqa: BLE001 - the client is answered, the log told
+            self._refuse(number, error, "identified")
             return
         live.reading = None
         self._step(number, live, self._scheduling.admit(call))
@@ -291,11 +287,8 @@ class FrontLink:
             waits_for = work.send(None)
         except StopIteration as done:
             self._answer(number, live, done.value)
-        except Refused as refused:
-            self._refuse(number, refused)
-        except Exception:
-            log.exception("a front's call could not be scheduled")
-            self._refuse(number, _our_fault())
+        except Exception as error:  # noqa: BLE001 - same
+            self._refuse(number, error, "scheduled")
         else:
             live.work = work
             live.task = self._loop.create_task(self._wait(number, live, resumed(work, waits_for)))
@@ -304,11 +297,8 @@ class FrontLink:
         live.work = None
         try:
             ticket = await work
-        except Refused as refused:
-            self._refuse(number, refused)
-        except Exception:
-            log.exception("a front's call could not be scheduled")
-            self._refuse(number, _our_fault())
+        except Exception as error:  # noqa: BLE001 - same
+            self._refuse(number, error, "scheduled")
         else:
             live.task = None
             self._answer(number, live, ticket)
@@ -334,9 +324,13 @@ class FrontLink:
             )
         )
 
-    def _refuse(self, number: int, refused: Refused) -> None:
+    def _refuse(self, number: int, error: Exception, wanted: str) -> None:
+        """Answer what stood in the way; where that is nobody's refusal it is our fault, and said in the log."""
         self._live.pop(number, None)
-        self.link.send(frames.refusing(number, refused))
+        if not isinstance(error, Refused):
+            log.error("a front's call could not be %s", wanted, exc_info=error)
+            error = Refused(500, "the gateway failed; see its log", kind="server_error")
+        self.link.send(frames.refusing(number, error))
 
     def _address(self, address: WorkerAddress) -> int:
         """The number of an address on this link, told before it is first used."""
@@ -371,7 +365,3 @@ class FrontLink:
 
     def _on_gauges(self, message: frames.Gauges) -> None:
         self.num_clients, self.num_workers = message.num_clients, message.num_workers
-
-
-def _our_fault() -> Refused:
-    return Refused(500, "the gateway failed; see its log", kind="server_error")
