@@ -224,7 +224,7 @@ def test_without_a_coordinator_calls_are_refused_and_with_the_next_they_are_not(
     async def work():
         async with far(num_fronts=1) as gateway:
             gateway.coordinator.close()
-            await until(lambda: not gateway.fronts[0]._remote.is_linked)
+            await until(lambda: gateway.fronts[0]._remote._link is None)
             for path in ("/v1/chat/completions", "/v1/unknown"):
                 refused = await gateway.ask(0, HELLO, path=path)
                 assert refused.startswith(b"HTTP/1.1 503")
@@ -232,7 +232,7 @@ def test_without_a_coordinator_calls_are_refused_and_with_the_next_they_are_not(
                 assert json.loads(refused.partition(b"\r\n\r\n")[2])["error"]["code"] == "no_coordinator"
             gateway.path.unlink(missing_ok=True)
             await gateway.coordinator.start(gateway.path)
-            await until(lambda: gateway.fronts[0]._remote.is_linked)
+            await until(lambda: gateway.fronts[0]._remote._link is not None)
             assert (await gateway.ask(0, HELLO)).startswith(b"HTTP/1.1 200")
 
     run(work())
@@ -280,7 +280,7 @@ def test_what_the_gateway_answers_itself_is_right_at_every_front():
                     assert answer.startswith(b"HTTP/1.1 200")
                     assert answer.endswith(path.encode())
             gateway.coordinator.close()
-            await until(lambda: not gateway.fronts[0]._remote.is_linked)
+            await until(lambda: gateway.fronts[0]._remote._link is None)
             assert (await get(gateway.port(0), "/health")).startswith(b"HTTP/1.1 503")
 
     run(work())

@@ -68,11 +68,6 @@ class Remote:
 
     # ------------------------------------------------------------------ the link
 
-    @property
-    def is_linked(self) -> bool:
-        """Whether a coordinator is there."""
-        return self._link is not None
-
     def linked(self, link: Link) -> None:
         """A coordinator is there: everything is new."""
         self._link = link
