@@ -50,7 +50,10 @@ class Reject(Command, frozen=True, tag=True, gc=False):
 
 
 class Retain(Command, frozen=True, tag=True, gc=False):
-    """Keep the session's prefix on `worker` until `until_s` (None: till it ends), expected back at `expected_use_s`."""
+    """Keep the session's prefix on `worker` until `until_s` (None: till it ends), expected back at `expected_use_s`.
+
+    steps_to_use: calls of its task until its own next one, that one included.
+    """
 
     session: str
     worker: str
@@ -58,12 +61,13 @@ class Retain(Command, frozen=True, tag=True, gc=False):
     expected_use_s: float | None
     reason: str
     reuse_probability: float = 1.0
+    steps_to_use: float = 1.0
 
 
 class Release(Command, frozen=True, tag=True, gc=False):
     """The session's prefix on `worker` may go; `standing` says how soon compared with others.
 
-    expected_use_s: when it is expected back all the same, None where nobody knows.
+    expected_use_s: when it is expected back all the same, None where nobody knows; steps_to_use: as in `Retain`.
     """
 
     session: str
@@ -71,6 +75,8 @@ class Release(Command, frozen=True, tag=True, gc=False):
     standing: Standing
     reason: str
     expected_use_s: float | None = None
+    reuse_probability: float = 1.0
+    steps_to_use: float = 1.0
 
 
 class Offload(Command, frozen=True, tag=True, gc=False):

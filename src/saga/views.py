@@ -21,7 +21,7 @@ class CacheOwner:
     """What an eviction policy may know about the session that owns a cached prefix.
 
     standing: "active", "paused", "ended" or "unknown" (never directed); times in seconds; tokens of context;
-    capacity_tokens: of the cache it lies in.
+    steps_to_use: calls of its task until its own next one, that one included; capacity_tokens: of the cache it lies in.
     """
 
     __slots__ = (
@@ -32,6 +32,7 @@ class CacheOwner:
         "reuse_probability",
         "session",
         "standing",
+        "steps_to_use",
         "task_arrival_s",
     )
 
@@ -41,6 +42,7 @@ class CacheOwner:
         self.last_use_s = 0.0
         self.expected_use_s = float("inf")
         self.reuse_probability = 1.0
+        self.steps_to_use = 1.0
         self.context_tokens = 0
         self.capacity_tokens = capacity_tokens
         self.task_arrival_s = task_arrival_s
@@ -98,7 +100,7 @@ class WorkerView:
     kv_tokens, host_kv_tokens: capacities. active_tokens: contexts of sessions that hold a reservation, what they
     share counted once; reserved_tokens: the same plus their expected growth; live_tokens: contexts of all sessions
     at home here that have not ended; num_live, num_active: their numbers; num_running: steps dispatched and not
-    finished; kv_used_tokens: what the worker itself reported last.
+    finished, running_tokens: of their prompts; kv_used_tokens: what the worker itself reported last.
     """
 
     __slots__ = (
@@ -118,6 +120,7 @@ class WorkerView:
         "num_running",
         "prefill_tokens_per_s",
         "reserved_tokens",
+        "running_tokens",
         "worker",
     )
 
@@ -138,6 +141,7 @@ class WorkerView:
         self.num_live = 0
         self.num_active = 0
         self.num_running = 0
+        self.running_tokens = 0
         self.draining = False
 
 

@@ -15,12 +15,13 @@ SHARES = st.floats(0.01, 0.99)
 
 
 @given(MEDIANS, WAITS, SHARES)
-def test_a_forecast_that_is_not_sure_brings_nothing_back(median_s: float, waited_s: float, confidence: float) -> None:
-    """At the threshold it begins, below it never does."""
-    rule = BeforeReturn(min_confidence=confidence)
+def test_nothing_is_brought_back_for_a_session_of_which_nothing_is_known(
+    median_s: float, waited_s: float, confidence: float
+) -> None:
+    """Any forecast begins something, none (confidence 0) does not."""
     gap = GapModel.around(median_s)
-    assert rule.begin_s(gap, waited_s, confidence) is not None
-    assert rule.begin_s(gap, waited_s, confidence - 0.001) is None
+    assert BeforeReturn().begin_s(gap, waited_s, confidence) is not None
+    assert BeforeReturn().begin_s(gap, waited_s, 0.0) is None
 
 
 @given(MEDIANS, WAITS, SHARES, SHARES)

@@ -156,7 +156,7 @@ def test_what_left_the_device_is_of_what_could_have_been_hit(tiny: Plan, config:
 def test_a_promise_that_is_kept_is_told_from_one_that_is_not(tiny: Plan, config: Build) -> None:
     """Sessions held for ever are always found held; without forecasts nothing is promised and nothing counted."""
     assert figures(config("session_cap"), tiny)["holds_kept_share"] == 1.0
-    assert 0.0 < figures(config("saga_paper"), tiny)["holds_kept_share"] < 1.0  # type: ignore[operator]
+    assert 0.0 < figures(config("saga"), tiny)["holds_kept_share"] < 1.0  # type: ignore[operator]
     assert "holds_kept_share" not in figures(config("vllm_apc"), tiny)
 
 

@@ -27,11 +27,10 @@ class NoPrefetch:
 
 @dataclass(frozen=True)
 class BeforeReturn:
-    """At a quantile of the time that the gap still has, if the forecast is sure enough (paper: theta_conf 0.7)."""
+    """At a quantile of the time that the gap still has, for sessions of which anything is known (see `Composition`)."""
 
     quantile: float = 0.25
-    min_confidence: float = 0.7
 
     def begin_s(self, gap: GapModel, waited_s: float, confidence: float) -> float | None:
         """Seconds from the start of the gap, at least `waited_s`."""
-        return gap.quantile(self.quantile, waited_s) if confidence >= self.min_confidence else None
+        return gap.quantile(self.quantile, waited_s) if confidence > 0.0 else None

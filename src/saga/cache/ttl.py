@@ -19,6 +19,7 @@ class GapFacts(NamedTuple):
     gap: model of its length. continue_probability: that there is a next step at all. overlap: share of the
     prefix that the next step will use. capacity_tokens: of the worker; return_tokens_per_s: rate at which a
     lost prefix comes back (prefill, or the host link). pressure: share of the device that is spoken for, 0..1.
+    context_tokens: of the session; wait_s: how long calls have lately waited on the worker, seconds.
     """
 
     gap: GapModel
@@ -27,6 +28,8 @@ class GapFacts(NamedTuple):
     capacity_tokens: int
     return_tokens_per_s: float
     pressure: float
+    context_tokens: int = 0
+    wait_s: float = 0.0
 
 
 class Retention(Protocol):
@@ -82,6 +85,28 @@ class P95Ttl:
         """At most max_s."""
         squeeze = min(1.0, max(0.0, (facts.pressure - self.soft) / (self.hard - self.soft)))
         return min(self.max_s, facts.gap.quantile(self.quantile) * (1.0 - 0.5 * squeeze))
+
+
+@dataclass(frozen=True)
+class UtilityTtl:
+    """Pin for the T that maximises P(X <= T) x (reload + wait) - T (Continuum, arXiv 2511.02230; our reading of it).
+
+    X is the forecast gap. A session that returns in time saves bringing its prefix back and waiting in the queue again;
+    a pin costs its length. max_s bounds what a pin may cost others.
+    """
+
+    max_s: float = 300.0
+
+    def hold_s(self, facts: GapFacts) -> float:
+        """Seconds, 0..max_s. O(bins of the gap model)."""
+        saved_s = facts.overlap * facts.context_tokens / facts.return_tokens_per_s + facts.wait_s
+        edges, survival = facts.gap.curve()
+        best_s, best = 0.0, 0.0
+        for edge_s, alive in zip(edges, survival, strict=True):
+            gain = facts.continue_probability * (1.0 - alive) * saved_s - edge_s
+            if gain > best:
+                best_s, best = edge_s, gain
+        return min(self.max_s, best_s)
 
 
 @dataclass(frozen=True)

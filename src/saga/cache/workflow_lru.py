@@ -13,7 +13,7 @@ class WorkflowLru:
     """P_evict = alpha x recency + beta x (1 - P_reuse) + gamma x size, each 0..1 (paper: 0.3 / 0.5 / 0.2).
 
     Recency is age / horizon (TTL_max, 300 s) without a clip, so that the order does not change as time passes and
-    needs no re-sorting: all ages grow alike. Size is context / capacity.
+    needs no re-sorting: all ages grow alike. P_reuse of a session that has ended is 0. Size is context / capacity.
     """
 
     alpha: float = 0.3
@@ -24,6 +24,7 @@ class WorkflowLru:
     def key(self, owner: CacheOwner) -> EvictionKey:
         """Minus P_evict up to the part of recency that is the same for all."""
         stale = -self.alpha * owner.last_use_s / self.horizon_s
-        improbable = self.beta * (1.0 - owner.reuse_probability)
+        reuse = 0.0 if owner.standing == "ended" else owner.reuse_probability
+        improbable = self.beta * (1.0 - reuse)
         size = self.gamma * owner.context_tokens / owner.capacity_tokens
         return (-(stale + improbable + size),)

@@ -225,12 +225,13 @@ class ModelledEngine:
         *,
         expected_use_s: float = inf,
         reuse_probability: float = 1.0,
+        steps_to_use: float = 1.0,
         at_s: float,
     ) -> None:
         """Tell the eviction policies about a session. `at_s` only documents the caller's clock."""
-        self.pool.set_standing(session, standing, expected_use_s, reuse_probability)
+        self.pool.set_standing(session, standing, expected_use_s, reuse_probability, steps_to_use)
         if self.host is not None:
-            self.host.set_standing(session, standing, expected_use_s, reuse_probability)
+            self.host.set_standing(session, standing, expected_use_s, reuse_probability, steps_to_use)
 
     def offload(self, session: str, at_s: float) -> None:
         """Copy what the device has of the session's context to the host tier, as far as it is not there yet."""

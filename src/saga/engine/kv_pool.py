@@ -253,13 +253,21 @@ class KvPool:
 
     # Policy facts
 
-    def set_standing(self, session: str, standing: Standing, expected_use_s: float, reuse_probability: float) -> None:
+    def set_standing(
+        self,
+        session: str,
+        standing: Standing,
+        expected_use_s: float,
+        reuse_probability: float,
+        steps_to_use: float = 1.0,
+    ) -> None:
         """Tell the policy about a session; unknown ones are ignored. O(its segments * log)."""
         owner = self.owners.get(session)
         if owner is not None:
             owner.standing = standing.value
             owner.expected_use_s = expected_use_s
             owner.reuse_probability = reuse_probability
+            owner.steps_to_use = steps_to_use
             self._rekey(owner)
 
     def take_evicted(self) -> list[str]:

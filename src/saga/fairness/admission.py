@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from saga.views import WorkerView
+from saga.views import SessionView, WorkerView
 
 
 class Admission(Protocol):
@@ -30,7 +30,11 @@ class Admission(Protocol):
         ...
 
     def excess(self, worker: WorkerView) -> float:
-        """Tokens by which active contexts exceed what the worker can hold; > 0 asks for a pause."""
+        """Tokens of active contexts that are to be paused now; 0 or less: none."""
+        ...
+
+    def pause_rank(self, session: SessionView) -> float:
+        """Among the sessions that are away, the highest is paused first; ties by name."""
         ...
 
 
@@ -52,6 +56,10 @@ class OpenDoor:
         """Never."""
         return 0.0
 
+    def pause_rank(self, session: SessionView) -> float:
+        """Nobody is."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class SessionCap:
@@ -70,6 +78,10 @@ class SessionCap:
 
     def excess(self, worker: WorkerView) -> float:
         """Never: a cap does not look at tokens."""
+        return 0.0
+
+    def pause_rank(self, session: SessionView) -> float:
+        """Nobody is."""
         return 0.0
 
 
@@ -104,3 +116,7 @@ class WorkingSet:
     def excess(self, worker: WorkerView) -> float:
         """Active contexts beyond the device."""
         return worker.active_tokens - worker.kv_tokens
+
+    def pause_rank(self, session: SessionView) -> float:
+        """The youngest task."""
+        return session.task_arrival_s

@@ -33,12 +33,12 @@ import msgspec
 from saga import commands as do
 from saga import events as ev
 from saga.errors import InvariantViolated, ProtocolError, SagaError
+from saga.fairness.preemption import NoPreemption
 from saga.gateway.contracts import Answer, Call, Kind, Refused, Ticket
 from saga.gateway.journal import Journal, say
 from saga.gateway.pools import Pool, Pools, Seat
 from saga.gateway.workers import Worker, Workers, WorkerState
 from saga.presets import preset
-from saga.fairness.preemption import NoPreemption
 from saga.routing.stealing import NoStealing
 from saga.scheduler.composition import Caps, Composition
 from saga.scheduler.invariants import check

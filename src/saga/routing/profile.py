@@ -1,6 +1,6 @@
-"""A routing profile: filter -> score -> pick, composed of small policies with weights.
+"""Routing: which worker serves a step. A profile is filter -> score -> pick, composed of small policies with weights.
 
-A profile looks at the candidates it is given. With few workers these are all; in a large fleet the scheduler gives it
+A routing looks at the candidates it is given. With few workers these are all; in a large fleet the scheduler gives it
 a short list (home and the least loaded by `balance`), which keeps a decision O(1) in the number of workers.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from saga.routing.filters import Filter, PromptFits, Serving
 from saga.routing.pickers import Best, Picker
@@ -16,6 +16,24 @@ from saga.routing.scorers import Scorer
 from saga.views import SessionView, WorkerView
 
 Balance = Literal["calls", "sessions", "reserved"]
+
+
+class Routing(Protocol):
+    """A frozen dataclass that picks a worker. balance: what the short list of a large fleet is ordered by."""
+
+    @property
+    def name(self) -> str:
+        """In a few words, for the reason of a decision."""
+        ...
+
+    @property
+    def balance(self) -> Balance:
+        """Calls at work, live sessions or reserved memory."""
+        ...
+
+    def pick(self, session: SessionView, candidates: Iterable[WorkerView]) -> WorkerView | None:
+        """One of the candidates, None if none of them will do. O(candidates)."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,20 @@ class PrefixAffinity:
 
 
 @dataclass(frozen=True)
+class Freest:
+    """Most freeness: free memory per call at work, less than none where calls wait for more than there is (Llumnix)."""
+
+    def score(self, session: SessionView, worker: WorkerView) -> float:
+        """1 / (2 - freeness / capacity): 1 for an idle worker."""
+        return 1.0 / (2.0 - freeness_tokens(worker) / worker.kv_tokens)
+
+
+def freeness_tokens(worker: WorkerView) -> float:
+    """(capacity - tokens of calls at work or waiting there) per call; Llumnix' virtual usage without priorities."""
+    return (worker.kv_tokens - worker.running_tokens) / max(1, worker.num_running)
+
+
+@dataclass(frozen=True)
 class LMetric:
     """Tokens to prefill x calls at work, smallest first (LMetric: one multiplication)."""
 

@@ -17,9 +17,11 @@ from saga.cache.ttl import NoTtl, Retention
 from saga.errors import UsageError
 from saga.fairness.admission import Admission, OpenDoor
 from saga.fairness.agent_fair_share import NoShares, TenantShare
+from saga.fairness.preemption import NoPreemption, Preemption
+from saga.fairness.virtual_token_counter import Billing, DeviceSeconds
 from saga.ordering.fcfs import Fcfs
 from saga.ordering.order import Ordering
-from saga.routing.profile import Profile
+from saga.routing.profile import Routing
 from saga.routing.stealing import NoStealing, Stealing
 
 
@@ -38,9 +40,13 @@ class EngineRules:
 
 @dataclass(frozen=True)
 class Composition:
-    """A system. name, description and source (paper, version) are for people; the rest are policies.
+    """A system. name, description, source (paper, version) and left_out (what of it is not modelled) are for people.
 
-    forecasts: whether any policy looks at forecasts; without, nothing is learned and nothing paid.
+    The rest are policies. forecasts: whether any of them looks at forecasts; without, nothing is learned or paid.
+    min_confidence: a forecast below it counts as none (the paper's theta_conf): no policy sees it.
+    residency: whether any policy looks at what is still cached, so that engines say what they evict (with forecasts
+    they do in any case). first_tokens: likewise, when answers begin. follows_children: whether a session's steps to
+    use are told anew as its sub-agents go on.
     migrate: whether a session that moves takes its prefix along where that is cheaper than prefilling.
     patience_s: how long a returning session waits for its home before it may go elsewhere.
     home_share: part of its prompt that must be at home for home to be worth waiting for.
@@ -49,17 +55,24 @@ class Composition:
     name: str
     description: str
     source: str
-    routing: Profile
+    left_out: str = field(default="", kw_only=True)
+    routing: Routing
     admission: Admission = field(default=OpenDoor())
     retention: Retention = field(default=NoTtl())
     ordering: Ordering = field(default=Fcfs())
     tenants: TenantShare = field(default=NoShares())
+    billing: Billing = field(default=DeviceSeconds())
     stealing: Stealing = field(default=NoStealing())
+    preemption: Preemption = field(default=NoPreemption())
     host_tier: HostTier = field(default=NoHostTier())
     prefetching: Prefetching = field(default=NoPrefetch())
     engine: EngineRules = field(default=EngineRules())
     migrate: bool = False
     forecasts: bool = False
+    min_confidence: float = 0.0
+    residency: bool = False
+    first_tokens: bool = False
+    follows_children: bool = False
     patience_s: float = 20.0
     home_share: float = 0.5
     epoch_s: float = 0.1
@@ -70,6 +83,17 @@ class Composition:
             raise UsageError(
                 f"composition {self.name!r}: a session with a reserved place cannot be stolen; use NoStealing"
             )
+
+    @property
+    def reports_residency(self) -> bool:
+        """Whether engines are to say what they evict."""
+        return self.residency or self.forecasts
+
+    @property
+    def reports_first_tokens(self) -> bool:
+        """Whether engines are to say when an answer begins."""
+        moves = self.stealing.idle_s is not None or self.preemption.blocked_s is not None
+        return self.first_tokens or moves or not self.ordering.static
 
 
 @dataclass(frozen=True)

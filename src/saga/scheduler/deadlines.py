@@ -17,6 +17,7 @@ class Due(IntEnum):
     ROAM = 1  # a returning session loses patience with its home
     PREFETCH = 2  # its prefix is to come back
     STEAL = 3  # a worker has been idle for long enough
+    PREEMPT = 4  # a call may have been kept waiting on a worker for too long
 
 
 Subject: TypeAlias = "Session | Worker"
@@ -64,7 +65,7 @@ class Deadlines:
 def _valid(entry: tuple[float, int, Due, Subject]) -> bool:
     at_s, _, what, whom = entry
     if isinstance(whom, Worker):
-        return whom.steal_at_s == at_s and not whom.lost
+        return (whom.steal_at_s if what is Due.STEAL else whom.preempt_at_s) == at_s and not whom.lost
     if what is Due.HOLD:
         return whom.hold_until_s == at_s and whom.state is State.HELD
     if what is Due.ROAM:

@@ -45,21 +45,26 @@ class Forecaster(Protocol):
         ...
 
 
+def nothing_known() -> Forecast:
+    """The forecast of a session of which nothing is known: it comes back, soon, and uses all that it left."""
+    return Forecast(
+        continue_probability=1.0,
+        gap=GapModel(),
+        expected_gap_s=0.0,
+        new_tokens=0.0,
+        output_tokens=0.0,
+        overlap=1.0,
+        remaining_steps=0.0,
+        remaining_tokens=0.0,
+        confidence=0.0,
+    )
+
+
 class NoForecasts:
     """Expects nothing in particular of anybody. All operations O(1)."""
 
     def __init__(self) -> None:
-        self._forecast = Forecast(
-            continue_probability=1.0,
-            gap=GapModel(),
-            expected_gap_s=0.0,
-            new_tokens=0.0,
-            output_tokens=0.0,
-            overlap=1.0,
-            remaining_steps=0.0,
-            remaining_tokens=0.0,
-            confidence=0.0,
-        )
+        self._forecast = nothing_known()
         self._track = Track.__new__(Track)
 
     def open(self, workflow: str, hints: Hints | None = None, *, parent: Track | None = None) -> Track:

@@ -60,6 +60,8 @@ def _counts(scheduler: Scheduler, worker: Worker) -> None:
     name = worker.worker
     running = sum(1 for s in scheduler.sessions if s.state is State.RUNNING and s.worker == name)
     _law(3, running == worker.num_running, f"{name} counts {worker.num_running} running, {running} are")
+    prompts = sum(s.prompt_tokens for s in scheduler.sessions if s.state is State.RUNNING and s.worker == name)
+    _law(3, prompts == worker.running_tokens, f"{name} counts {worker.running_tokens} tokens running, {prompts} are")
     _law(3, len(worker.active) == worker.num_active, f"{name} counts {worker.num_active} active")
     _law(3, len(worker.residents) == worker.num_live, f"{name} counts {worker.num_live} live")
     _law(3, len(worker.unstarted) <= worker.num_running, f"{name} has more unstarted than running steps")

@@ -27,7 +27,7 @@ from saga.errors import ProtocolError
 from saga.scheduler.accounts import Accounts, service_s
 from saga.scheduler.composition import Caps, Composition
 from saga.scheduler.deadlines import Deadlines, Due
-from saga.scheduler.forecasts import Forecaster, NoForecasts
+from saga.scheduler.forecasts import Forecaster, NoForecasts, nothing_known
 from saga.scheduler.gate import ANYWHERE, Gate, precedes
 from saga.scheduler.least import LeastLoadedIndex
 from saga.scheduler.sessions import Did, Session, SessionTable, State
@@ -39,6 +39,7 @@ _SHORT_LIST_FROM = 17
 _PRIORITY_PER_RANK = 1_000.0
 _MAX_PRIORITY = 2**62
 _MOST_PASSED = 8
+_WAIT_KEEP = 0.9
 
 
 class Scheduler:
@@ -63,6 +64,8 @@ class Scheduler:
         self.now_s = -inf
         self._gates = composition.admission.gates
         self._steals = composition.stealing.idle_s is not None
+        self._preempts = composition.preemption.blocked_s is not None
+        self._nothing_known = nothing_known()
         self._is_large = False
         self._nobody_idle_before_s = -inf
         self._least = LeastLoadedIndex(composition.routing.balance)
@@ -121,6 +124,9 @@ class Scheduler:
         parent = self.sessions.get(event.parent) if event.parent is not None else None
         track = self.model.open(event.workflow, event.hints, parent=None if parent is None else parent.track)
         session = self.sessions.open(event, track)
+        if parent is not None:
+            parent.children = parent.children or {}
+            parent.children[session.session] = session
         self.accounts.join(event.tenant)
         home = self.fleet.get(event.home)
         if home is not None and not home.draining:
@@ -156,15 +162,17 @@ class Scheduler:
         session.arrived = event
         session.step_arrival_s = at_s
         session.prompt_tokens = event.prompt_tokens
+        session.gave_way = False
         if event.deadline_s is not None:
             session.deadline_s = event.deadline_s
         if event.common_tokens is not None:
             session.home_tokens = min(session.home_tokens, event.common_tokens)
             session.home_host_tokens = min(session.home_host_tokens, event.common_tokens)
         if away_since_s is None and self.composition.forecasts:
-            self._note(session, self.model.forecast(session.track))
+            self._note(session, self._forecast(session))
         held = session.state is State.HELD
         session.did(Did.ARRIVED)
+        self._tell_parent(session)
         if not self._gates:
             self._send_at_once(session)
         elif held and session.reserved:
@@ -323,15 +331,17 @@ class Scheduler:
         session.worker = worker.worker
         session.preempted = False
         session.did(Did.DISPATCHED)
+        session.sent_at_s = self.now_s
         worker.num_running += 1
-        worker.steal_at_s = inf
+        worker.running_tokens += session.prompt_tokens
         worker.unstarted[session.step] = session
         self._touched(worker, freed=False)
+        self.accounts.charge(session.tenant, self.composition.billing.sent(session))
         self._out.append(do.Dispatch(session.step, session.session, worker.worker, self._priority(session), reason))
         if self._steals:
-            for idle in self.fleet:  # there may be something to steal now: O(workers), for systems that steal
-                if idle.num_running == 0 and idle.steal_at_s == inf:
-                    self._arm(idle)
+            self._wake_thieves(worker)
+        if self._preempts and worker.num_running > 1:
+            self._watch(worker)
 
     def _priority(self, session: Session) -> int:
         rank = self.composition.ordering.rank(session, self.now_s) * _PRIORITY_PER_RANK
@@ -360,8 +370,15 @@ class Scheduler:
 
     def _on_first_token(self, event: ev.FirstToken) -> None:
         worker = self.fleet.get(event.worker)
-        if worker is not None:
-            worker.unstarted.pop(event.step, None)
+        session = None if worker is None else worker.unstarted.pop(event.step, None)
+        if worker is not None and session is not None:
+            waited_s = max(0.0, self._kept_waiting_s(session, worker, session.step_arrival_s))
+            worker.wait_s = _WAIT_KEEP * worker.wait_s + (1.0 - _WAIT_KEEP) * waited_s
+
+    def _kept_waiting_s(self, session: Session, worker: Worker, since_s: float) -> float:
+        """Seconds since then, less what prefilling its prompt takes."""
+        new_tokens = max(0, session.prompt_tokens - session.home_tokens - session.home_host_tokens)
+        return self.now_s - since_s - new_tokens / worker.prefill_tokens_per_s
 
     def _live(self, step: str, worker: str) -> tuple[Session, Worker] | None:
         """The session and worker of a live attempt; None for news of one that is over (it crossed a cancel)."""
@@ -390,17 +407,28 @@ class Scheduler:
         session.steps_done += 1
         self._end_step(session)
         self._begin_gap(session, worker)
+        self._tell_parent(session)
         self._epoch(worker)
         self._take_backlog(session)
 
     def _leave_worker(self, session: Session, worker: Worker) -> None:
         worker.num_running -= 1
+        worker.running_tokens -= session.prompt_tokens
         worker.unstarted.pop(session.step, None)
         if worker.num_running == 0:
             self._arm(worker)
 
+    def _wake_thieves(self, busier: Worker) -> None:
+        """There may be something to steal now. O(workers), for systems that steal."""
+        only_idle = self.composition.stealing.only_idle
+        if only_idle:
+            busier.steal_at_s = inf
+        for worker in self.fleet:
+            if worker.steal_at_s == inf and (worker.num_running == 0 or not only_idle):
+                self._arm(worker)
+
     def _arm(self, thief: Worker) -> None:
-        """An idle worker may steal after a while."""
+        """The worker may steal after a while."""
         idle_s = self.composition.stealing.idle_s
         if idle_s is not None:
             thief.steal_at_s = self.now_s + idle_s
@@ -409,7 +437,7 @@ class Scheduler:
     def _account(self, session: Session, worker: Worker, event: ev.StepFinished) -> None:
         """Charge tenant and task."""
         seconds = service_s(event, worker)
-        self.accounts.charge(session.tenant, seconds)
+        self.accounts.charge(session.tenant, self.composition.billing.finished(event, seconds))
         task = self.sessions.task(session)
         task.attained_s += seconds
         session.attained_s = task.attained_s
@@ -421,6 +449,11 @@ class Scheduler:
         session.arrived = None
         session.away_since_s = self.now_s
 
+    def _forecast(self, session: Session, waited_s: float = 0.0) -> Forecast:
+        """What is expected of the session, as far as it is sure enough to be acted on."""
+        forecast = self.model.forecast(session.track, waited_s)
+        return forecast if forecast.confidence >= self.composition.min_confidence else self._nothing_known
+
     def _note(self, session: Session, forecast: Forecast) -> None:
         session.expected_output_tokens = forecast.output_tokens
         session.remaining_steps = forecast.remaining_steps
@@ -431,7 +464,7 @@ class Scheduler:
         if not self.composition.forecasts and not self._gates:
             session.did(Did.FINISHED_LET_GO)
             return
-        forecast = self.model.forecast(session.track)
+        forecast = self._forecast(session)
         self._note(session, forecast)
         facts = GapFacts(
             gap=forecast.gap,
@@ -440,10 +473,12 @@ class Scheduler:
             capacity_tokens=worker.kv_tokens,
             return_tokens_per_s=self._return_rate(session, worker),
             pressure=worker.live_tokens / worker.kv_tokens,
+            context_tokens=session.context_tokens,
+            wait_s=worker.wait_s,
         )
         hold_s = self.composition.retention.hold_s(facts)
         expected_use_s = self.now_s + forecast.expected_gap_s
-        reuse = forecast.continue_probability * forecast.overlap
+        session.reuse_probability = forecast.continue_probability * forecast.overlap
         if hold_s > 0.0:
             session.did(Did.FINISHED_HELD)
             session.hold_until_s = self.now_s + hold_s
@@ -458,7 +493,8 @@ class Scheduler:
                     session.hold_until_s if hold_s < inf else None,
                     expected_use_s,
                     "held across the gap",
-                    reuse,
+                    session.reuse_probability,
+                    _steps_to_use(session),
                 )
             )
         else:
@@ -483,13 +519,16 @@ class Scheduler:
         self._touched(worker, freed=worker.reserved_tokens < before_tokens)
 
     def _pause_for_room(self, worker: Worker) -> None:
-        """While active contexts exceed the device, pause the youngest session that is not running."""
-        while self.composition.admission.excess(worker) > 0.0:
+        """While active contexts exceed what they may, pause sessions that are not running, in the policy's order."""
+        admission = self.composition.admission
+        excess_tokens = admission.excess(worker)
+        room_tokens = worker.active_tokens - excess_tokens
+        while excess_tokens > 0.0 and worker.active_tokens > room_tokens:
             idle = [session for session in worker.active.values() if session.state is State.HELD]
             if not idle:
                 return
-            youngest = max(idle, key=lambda session: (session.task_arrival_s, session.session))
-            self._pause(youngest, "the working sets outgrew the device and it is the youngest that is away")
+            first = max(idle, key=lambda session: (admission.pause_rank(session), session.session))
+            self._pause(first, "the working sets outgrew the device, and of those away it is the first to go")
 
     def _pause(self, session: Session, reason: str) -> None:
         """HELD -> AWAY: its prefix stays where it is for as long as nobody needs the room."""
@@ -503,7 +542,18 @@ class Scheduler:
         worker = self.fleet.get(session.home)
         if worker is not None and worker.host_kv_tokens:
             self._out.append(do.Offload(session.session, session.home, reason))
-        self._out.append(do.Release(session.session, session.home, Standing.PAUSED, reason, expected_use_s))
+        self._release_only(session, reason, expected_use_s)
+
+    def _release_only(self, session: Session, reason: str, expected_use_s: float | None) -> None:
+        reuse, steps = session.reuse_probability, _steps_to_use(session)
+        release = do.Release(session.session, session.home, Standing.PAUSED, reason, expected_use_s, reuse, steps)
+        self._out.append(release)
+
+    def _tell_parent(self, child: Session) -> None:
+        """A sub-agent went on or ended: its parent's next call has come nearer or moved away."""
+        parent = self.sessions.get(child.parent) if self.composition.follows_children and child.parent else None
+        if parent is not None and parent.home and parent.state is State.AWAY:
+            self._release_only(parent, "its sub-agents go on", None)
 
     def _let_go(self, session: Session) -> None:
         session.hold_until_s = inf
@@ -612,6 +662,9 @@ class Scheduler:
         for event in session.backlog or ():
             self._out.append(do.Reject(event.step, reason, retry_after_s=0.0))
         self.model.session_ended(session.track)
+        parent = self.sessions.get(session.parent) if session.parent else None
+        if parent is not None and parent.children:
+            parent.children.pop(session.session, None)
         home = self.fleet.get(session.lives_at)
         self._give_up_place(session)
         session.did(Did.ENDED)
@@ -621,6 +674,7 @@ class Scheduler:
             home.leave(session)
             self._touched(home, freed=True)
             self._out.append(do.Release(session.session, home.worker, Standing.ENDED, reason))
+        self._tell_parent(session)
 
     def _forget_idle(self) -> None:
         """Caps and ages: the sessions that have been idle for longest end if it is too long or they are too many."""
@@ -721,18 +775,23 @@ class Scheduler:
 
     def _on_residency(self, event: ev.BlocksStored | ev.BlocksRemoved) -> None:
         session = self.sessions.get(event.session)
-        if session is None or session.home != event.worker or session.state is State.RUNNING:
+        if session is None or session.home != event.worker or self._answers(session):
             return
         session.home_tokens = event.device_tokens
         session.home_host_tokens = max(0, event.host_tokens - event.device_tokens)
         if session.home_host_tokens and session.state in (State.HELD, State.AWAY):
             self._plan_prefetch(session)
 
+    def _answers(self, session: Session) -> bool:
+        """Whether its step has left its worker's queue, as far as it is known."""
+        worker = self.fleet.get(session.worker)
+        return session.state is State.RUNNING and worker is not None and session.step not in worker.unstarted
+
     def _plan_prefetch(self, session: Session) -> None:
         if session.prefetch_at_s < inf or session.away_since_s is None:
             return
         waited_s = self.now_s - session.away_since_s
-        forecast = self.model.forecast(session.track, waited_s)
+        forecast = self._forecast(session, waited_s)
         begin_s = self.composition.prefetching.begin_s(forecast.gap, waited_s, forecast.confidence)
         if begin_s is not None:
             session.prefetch_at_s = max(self.now_s, session.away_since_s + begin_s)
@@ -744,8 +803,12 @@ class Scheduler:
         while (due := self.deadlines.pop_due(event.at_s)) is not None:
             what, whom = due
             if isinstance(whom, Worker):
-                whom.steal_at_s = inf
-                self._steal(whom)
+                if what is Due.STEAL:
+                    whom.steal_at_s = inf
+                    self._steal(whom)
+                else:
+                    whom.preempt_at_s = inf
+                    self._preempt(whom)
             elif what is Due.HOLD:
                 self._pause(whom, "its reservation expired")
             elif what is Due.ROAM:
@@ -766,19 +829,61 @@ class Scheduler:
             self._admit(session, worker, "home had no room for too long")
 
     def _steal(self, thief: Worker) -> None:
-        """An idle worker takes the waiting call that came last to the most loaded worker. O(workers)."""
+        """A worker takes the waiting call that came last to the most loaded worker. O(workers)."""
+        stealing = self.composition.stealing
         victims = [worker for worker in self.fleet if worker.unstarted and worker is not thief]
-        if not victims or thief.num_running or thief.draining:
+        if not victims or thief.draining or (stealing.only_idle and thief.num_running):
             return
-        victim = max(victims, key=lambda worker: (worker.num_running, -worker.index))
+        if not stealing.only_idle:
+            self._arm(thief)
+        victim = max(victims, key=lambda worker: (stealing.load(worker), -worker.index))
         step = next(reversed(victim.unstarted))
         session = victim.unstarted[step]
-        if session.prompt_tokens >= thief.kv_tokens or not self.composition.stealing.allows(thief, victim):
+        if session.prompt_tokens >= thief.kv_tokens or not stealing.allows(thief, victim):
             return
-        self._out.append(do.Preempt(step, victim.worker, f"{thief.worker} is idle and {victim.worker} is not"))
-        self._leave_worker(session, victim)
-        session.did(Did.LOST)
+        self._take_back(session, victim, f"{thief.worker} has less to do than {victim.worker}")
         self._dispatch(session, thief, f"stolen from {victim.worker}")
+
+    def _take_back(self, session: Session, worker: Worker, reason: str) -> None:
+        """RUNNING -> WAITING: the attempt is over; a dispatch must follow."""
+        self._out.append(do.Preempt(session.step, worker.worker, reason))
+        self._leave_worker(session, worker)
+        session.did(Did.LOST)
+
+    def _watch(self, worker: Worker) -> None:
+        """Look again, when a call could have been kept waiting for too long."""
+        blocked_s = self.composition.preemption.blocked_s
+        if blocked_s is not None and worker.preempt_at_s == inf:
+            worker.preempt_at_s = self.now_s + blocked_s
+            self.deadlines.add(worker.preempt_at_s, Due.PREEMPT, worker)
+
+    def _preempt(self, worker: Worker) -> None:
+        """The last in order of those that answer gives way to the first that was kept waiting. O(residents).
+
+        A step gives way once at most, so that it gets done; it goes back to the same worker's queue.
+        """
+        preemption, rank = self.composition.preemption, self.composition.ordering.rank
+        if preemption.blocked_s is None or not worker.unstarted:
+            return
+        self._watch(worker)
+        blocked = [
+            session
+            for session in worker.unstarted.values()
+            if self._kept_waiting_s(session, worker, session.sent_at_s) >= preemption.blocked_s
+        ]
+        answering = [
+            session
+            for session in worker.residents.values()
+            if session.state is State.RUNNING and session.step not in worker.unstarted and not session.gave_way
+        ]
+        if not blocked or not answering:
+            return
+        first = min(blocked, key=lambda session: rank(session, self.now_s))
+        last = max(answering, key=lambda session: rank(session, self.now_s))
+        if preemption.yields(last, first, self.now_s):
+            self._take_back(last, worker, f"{first.session} is more urgent and has waited for too long")
+            last.gave_way = True
+            self._dispatch(last, worker, f"gave way to {first.session}")
 
     def _epoch(self, worker: Worker) -> None:
         """Orderings that move with time: new priorities for what waits there, at most once per epoch."""
@@ -788,6 +893,12 @@ class Scheduler:
         worker.last_epoch_s = self.now_s
         for step, session in worker.unstarted.items():
             self._out.append(do.Reprioritize(step, worker.worker, self._priority(session), "urgency moved"))
+
+
+def _steps_to_use(session: Session) -> float:
+    """Calls of its task until its own next one: that one, and before it what its sub-agents are expected to make."""
+    children = (session.children or {}).values()
+    return 1.0 + max((child.remaining_steps + bool(child.step) for child in children), default=0.0)
 
 
 def _bad_count(event: ev.StepArrived) -> str:

@@ -75,24 +75,31 @@ class Session(SessionView):
 
     reserved: whether the ledger of `worker` counts it. own_tokens, growth_tokens: what is counted there, the shared
     prefix apart. Times of pending deadlines are nan-free: inf means none. backlog: steps that came while one was live.
+    children: open sessions that it spawned, None for none so far. sent_at_s: when its step was last dispatched;
+    gave_way: whether that step was taken back once for another one's sake.
     """
 
     __slots__ = (
         "arrived",
         "away_since_s",
         "backlog",
+        "children",
         "expected_output_tokens",
+        "gave_way",
         "growth_tokens",
         "hold_until_s",
         "last_seen_s",
         "lives_at",
         "own_tokens",
+        "parent",
         "place",
         "prefetch_at_s",
         "prefix",
         "prefix_tokens",
         "reserved",
+        "reuse_probability",
         "roam_at_s",
+        "sent_at_s",
         "state",
         "step",
         "track",
@@ -111,7 +118,12 @@ class Session(SessionView):
         self.growth_tokens = 0.0
         self.prefix = event.prefix
         self.prefix_tokens = event.prefix_tokens
+        self.parent = event.parent
+        self.children: dict[str, Session] | None = None
         self.expected_output_tokens = 0.0
+        self.reuse_probability = 1.0
+        self.sent_at_s = event.at_s
+        self.gave_way = False
         self.away_since_s: float | None = None
         self.hold_until_s = float("inf")
         self.roam_at_s = float("inf")

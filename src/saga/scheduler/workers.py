@@ -67,9 +67,11 @@ class Worker(WorkerView):
         "last_epoch_s",
         "live_shared",
         "lost",
+        "preempt_at_s",
         "residents",
         "steal_at_s",
         "unstarted",
+        "wait_s",
     )
 
     def __init__(self, event: WorkerJoined, index: int) -> None:
@@ -86,6 +88,8 @@ class Worker(WorkerView):
         self.active_shared = Shared()
         self.live_shared = Shared()
         self.steal_at_s = inf
+        self.preempt_at_s = inf
+        self.wait_s = 0.0
         self.last_epoch_s = event.at_s
         self.lost = False
 

@@ -40,8 +40,8 @@ class ModelledFleet:
             load_tokens_per_s=machine.load_tokens_per_s,
             move_tokens_per_s=machine.move_tokens_per_s,
             infinite_kv=rules.infinite_kv,
-            report_residency=composition.forecasts,
-            report_first_tokens=composition.stealing.idle_s is not None or not composition.ordering.static,
+            report_residency=composition.reports_residency,
+            report_first_tokens=composition.reports_first_tokens,
         )
         self.names = [f"w{index}" for index in range(config.workers)]
         self.engines = {name: ModelledEngine(self.settings, self.latency) for name in self.names}
@@ -94,7 +94,8 @@ class ModelledFleet:
             command.session,
             do.Standing.ACTIVE if isinstance(command, do.Retain) else command.standing,
             expected_use_s=inf if command.expected_use_s is None else command.expected_use_s,
-            reuse_probability=command.reuse_probability if isinstance(command, do.Retain) else 1.0,
+            reuse_probability=command.reuse_probability,
+            steps_to_use=command.steps_to_use,
             at_s=at_s,
         )
 
