@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from saga.bench.report import KINDS, ReportGroup, Segment, render_report, write_report
+from saga.bench.drawing import KINDS
+from saga.bench.report import ReportGroup, Segment, render_report, write_report
 from saga.bench.tables import summarise
 from saga.errors import UsageError
 
@@ -183,6 +184,6 @@ def test_file_is_written_whole(tmp_path: Path) -> None:
 def test_missing_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without matplotlib there is one clear line, not a traceback of an import."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("saga.bench.report.importlib.util.find_spec", lambda name: None if name == "matplotlib" else 1)
+    monkeypatch.setattr("saga.bench.drawing.importlib.util.find_spec", lambda name: None if name == "matplotlib" else 1)
     with pytest.raises(UsageError, match=r"matplotlib; install with: pip install 'saga-sched\[report\]'"):
         render_report("t", [])

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga.bench.statistics import ecdf, paired_speedup, t_quantile_975, thin
+from saga.bench.statistics import (
+    ecdf,
+    hedges_g,
+    mean_estimate,
+    paired_speedup,
+    ratio_of_means,
+    t_quantile_975,
+    t_tail,
+    thin,
+    welch,
+)
 
 seconds = st.floats(min_value=1e-3, max_value=1e6)
 pairs = st.lists(st.tuples(seconds, seconds), min_size=2, max_size=20)
@@ -66,13 +76,101 @@ def test_what_is_no_ratio_is_refused(baseline: list[float], other: list[float]) 
 
 
 def test_t_quantiles_fall_to_the_normal_one() -> None:
-    """Table and expansion meet, fall steadily, and tend to 1.96."""
-    quantiles = [t_quantile_975(degrees) for degrees in range(1, 200)]
+    """They fall steadily, also between whole degrees of freedom, from the published values towards 1.96."""
+    quantiles = [t_quantile_975(degrees / 2) for degrees in range(2, 400)]
     assert quantiles == sorted(quantiles, reverse=True)
-    assert t_quantile_975(60) == pytest.approx(2.0003, abs=2e-3)
+    published = {1: 12.7062, 2: 4.30265, 3: 3.18245, 10: 2.22814, 30: 2.04227, 60: 2.00030}
+    assert {n: t_quantile_975(n) for n in published} == pytest.approx(published, abs=1e-4)
     assert quantiles[-1] == pytest.approx(1.972, abs=2e-3)
     with pytest.raises(ValueError, match="at least 1"):
         t_quantile_975(0)
+
+
+@given(st.floats(min_value=0, max_value=50), st.floats(min_value=0.5, max_value=200))
+def test_the_tail_of_t_falls_and_is_a_probability(t: float, degrees: float) -> None:
+    """1 at 0, less and less beyond, the same on both sides."""
+    tail = t_tail(t, degrees)
+    assert 0.0 <= tail <= 1.0
+    assert t_tail(-t, degrees) == tail
+    assert t_tail(t + 0.5, degrees) <= tail + 1e-12
+
+
+def test_the_tail_of_t_has_its_known_values() -> None:
+    """One degree of freedom is Cauchy's distribution; 10 degrees from published tables; none are not a distribution."""
+    assert t_tail(0.0, 5.0) == pytest.approx(1.0)
+    assert t_tail(1.0, 1.0) == pytest.approx(0.5)
+    assert t_tail(2.228139, 10.0) == pytest.approx(0.05, abs=1e-6)
+    assert t_tail(math.inf, 3.0) == 0.0
+    with pytest.raises(ValueError, match="positive"):
+        t_tail(1.0, 0.0)
+
+
+samples = st.lists(seconds, min_size=2, max_size=12)
+
+
+@given(samples, samples)
+def test_comparing_the_other_way_turns_the_comparison_round(one: list[float], other: list[float]) -> None:
+    """Ratio inverted, t and effect size negated, p the same; every interval holds its estimate."""
+    forth, back = ratio_of_means(one, other), ratio_of_means(other, one)
+    assert forth.value * back.value == pytest.approx(1.0)
+    assert forth.low is not None
+    assert back.high is not None
+    assert forth.low * back.high == pytest.approx(1.0)
+    assert forth.low <= forth.value * (1 + 1e-12)
+    test, tset = welch(one, other), welch(other, one)
+    assert test is not None
+    assert tset is not None
+    assert test.t == pytest.approx(-tset.t) or math.isinf(test.t)
+    assert test.p == pytest.approx(tset.p)
+    effect, tceffe = hedges_g(one, other), hedges_g(other, one)
+    assert (effect is None) == (tceffe is None)
+    if effect is not None and tceffe is not None:
+        assert effect.value == pytest.approx(-tceffe.value)
+
+
+def test_welch_by_hand() -> None:
+    """Means 3 and 4.6, variances 2.5 and 7.3: t = -1.6 / sqrt(0.5 + 1.46), degrees by Welch and Satterthwaite."""
+    found = welch([1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 3.0, 4.0, 5.0, 9.0])
+    assert found is not None
+    assert found.t == pytest.approx(-1.6 / math.sqrt(1.96))
+    assert found.degrees == pytest.approx(1.96**2 / (0.5**2 / 4 + 1.46**2 / 4))
+    assert found.p == pytest.approx(t_tail(found.t, found.degrees))
+
+
+def test_hedges_g_by_hand() -> None:
+    """The difference in pooled deviations sqrt(4.9), times 1 - 3 / 31."""
+    found = hedges_g([1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 3.0, 4.0, 5.0, 9.0])
+    assert found is not None
+    assert found.value == pytest.approx((1 - 3 / 31) * -1.6 / math.sqrt(4.9))
+
+
+def test_constants_are_equal_or_surely_different() -> None:
+    """No spread: p is 1 or 0, an effect size has no unit, a ratio has no width."""
+    same, apart = welch([2.0, 2.0], [2.0, 2.0]), welch([2.0, 2.0], [1.0, 1.0])
+    assert same is not None
+    assert apart is not None
+    assert (same.p, apart.p) == (1.0, 0.0)
+    assert hedges_g([2.0, 2.0], [1.0, 1.0]) is None
+    ratio = ratio_of_means([2.0, 2.0], [1.0, 1.0])
+    assert (ratio.value, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_one_value_says_nothing_of_its_spread() -> None:
+    """No interval, no test; no values and no positive values are errors."""
+    assert mean_estimate([3.0]).low is None
+    assert ratio_of_means([3.0], [2.0, 1.0]).low is None
+    assert welch([1.0], [1.0, 2.0]) is None
+    assert hedges_g([1.0], [1.0, 2.0]) is None
+    with pytest.raises(ValueError, match="no values"):
+        mean_estimate([])
+    with pytest.raises(ValueError, match="positive"):
+        ratio_of_means([1.0], [0.0])
+
+
+def test_the_interval_of_a_mean_by_hand() -> None:
+    """1, 2, 3: 2 plus or minus 4.303 / sqrt 3."""
+    found = mean_estimate([1.0, 2.0, 3.0])
+    assert found.high == pytest.approx(2.0 + 4.30265 / math.sqrt(3), rel=1e-5)
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1e9), max_size=900))

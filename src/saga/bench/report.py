@@ -7,9 +7,6 @@ they say. Needs the extra `report` (matplotlib, jinja2). Refuses to know how run
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,36 +14,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from saga import __version__
+from saga.bench.drawing import (
+    DASHES,
+    INK,
+    KIND_COLOURS,
+    KINDS,
+    Drawing,
+    as_svg,
+    check_installed,
+    dress,
+    new_figure,
+    plain_number,
+    series,
+)
 from saga.bench.files import write_whole
 from saga.bench.statistics import ecdf, thin
 from saga.bench.tables import RunObject, SummaryObject, Table, meaning, preset_table, tenant_table
-from saga.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Segment = tuple[str, str, str, str, float, float]
 """(worker, session, task, kind, start_s, end_s)."""
 
-KINDS = ("queued", "prefill", "decode", "gap", "paused")
 _HEIGHTS = {"queued": 0.45, "prefill": 0.9, "decode": 0.9, "gap": 0.12, "paused": 0.3}
 _MAX_SAMPLES = 300  # points of a curve over time
 _MAX_ROWS = 32  # sessions in a time line
 _SHORTEST = 1 / 3_000  # of the window: a bar that is shorter cannot be seen
-_NUM_SERIES = 7
-_DASHES = ("-", "--", "-.", ":")
-
-# A drawing is made in stand-in colours, which the page then replaces by CSS variables.
-_INK, _FAINT = "#010203", "#010204"
-_SERIES = tuple(f"#0102{16 + index:02x}" for index in range(_NUM_SERIES))
-_KIND_COLOURS = {kind: f"#0102{32 + index:02x}" for index, kind in enumerate(KINDS)}
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _FAINT: "var(--faint)",
-    **{colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)},
-    **{colour: f"var(--{kind})" for kind, colour in _KIND_COLOURS.items()},
-}
 
 
 class Detail(Protocol):
@@ -83,21 +77,6 @@ class ReportGroup:
     kind: Literal["simulated", "measured"] = "simulated"
 
 
-@dataclass(frozen=True)
-class _Drawing:
-    """An SVG element with what is said below it."""
-
-    svg: str
-    caption: str
-
-
-def check_installed() -> None:
-    """UsageError that says how to get them where matplotlib or jinja2 is missing."""
-    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"a report needs {' and '.join(missing)}; install with: pip install 'saga-sched[report]'")
-
-
 def write_report(path: Path, title: str, groups: Sequence[ReportGroup]) -> None:
     """Write the page in one step. UsageError where the extra is missing or `path` cannot be written."""
     write_whole(path, render_report(title, groups))
@@ -119,7 +98,7 @@ def render_report(title: str, groups: Sequence[ReportGroup]) -> str:
 
 def _section(group: ReportGroup, salt: str) -> dict[str, object]:
     """What the template shows of one workload."""
-    drawings: list[_Drawing] = []
+    drawings: list[Drawing] = []
     if group.details:
         drawings = [_draw_tct(group, salt), _draw_occupancy(group, salt), _draw_timeline(group, salt)]
     tables: list[Table | None] = [preset_table(group.runs, group.summary), tenant_table(group.runs)]
@@ -138,74 +117,74 @@ def _section(group: ReportGroup, salt: str) -> dict[str, object]:
     }
 
 
-def _draw_tct(group: ReportGroup, salt: str) -> _Drawing:
+def _draw_tct(group: ReportGroup, salt: str) -> Drawing:
     """Share of tasks completed within a time, one curve per preset; logarithmic time."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = _figure(3.2)
+    figure = new_figure(3.2)
     axes = figure.add_subplot()
     for index, (preset, detail) in enumerate(group.details.items()):
         xs, ys = ecdf(detail.tct_s)
-        style = _DASHES[index % len(_DASHES)]
-        axes.step(xs, ys, where="post", color=_series(index), linestyle=style, linewidth=2, label=preset)
+        style = DASHES[index % len(DASHES)]
+        axes.step(xs, ys, where="post", color=series(index), linestyle=style, linewidth=2, label=preset)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(_plain_number)
+    axes.xaxis.set_major_formatter(plain_number)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel=f"task completion time, s ({group.kind})", ylabel="share of tasks", ylim=(0, 1.02))
-    _dress(axes)
+    dress(axes)
     axes.legend(loc="lower right", frameon=False)
-    return _Drawing(
-        _as_svg(figure, f"{salt}t"), "How many tasks were complete within a time; further left is faster. First seed."
+    return Drawing(
+        as_svg(figure, f"{salt}t"), "How many tasks were complete within a time; further left is faster. First seed."
     )
 
 
-def _draw_occupancy(group: ReportGroup, salt: str) -> _Drawing:
+def _draw_occupancy(group: ReportGroup, salt: str) -> Drawing:
     """KV memory over time, one panel per preset on one scale."""
     names = [name for name, detail in group.details.items() if detail.occupancy]
     if not names:
-        return _Drawing("", "")
-    figure = _figure(0.6 + 1.15 * len(names))
+        return Drawing("", "")
+    figure = new_figure(0.6 + 1.15 * len(names))
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     order = list(group.details)
     for axes, name in zip(panels, names, strict=True):
         at_s, used, resident = zip(*thin(group.details[name].occupancy, _MAX_SAMPLES), strict=True)
-        colour = _series(order.index(name))
+        colour = series(order.index(name))
         axes.fill_between(at_s, resident, color=colour, alpha=0.25, linewidth=0, label="holds a prefix")
         axes.plot(at_s, used, color=colour, linewidth=1.3, label="used by running calls")
-        axes.axhline(1.0, color=_INK, linewidth=0.8, linestyle=":")
+        axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=":")
         axes.set_ylim(0, max(1.05, *used, *resident))
-        axes.set_title(name, loc="left", fontsize=10, color=_INK)
-        _dress(axes)
+        axes.set_title(name, loc="left", fontsize=10, color=INK)
+        dress(axes)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2)
     panels[-1].set_xlabel("time, s (simulated)")
-    return _Drawing(
-        _as_svg(figure, f"{salt}o"),
+    return Drawing(
+        as_svg(figure, f"{salt}o"),
         "Share of the fleet's KV memory over time: the line is what running calls use, the area all that is kept, "
         "dotted is all there is. First seed.",
     )
 
 
-def _draw_timeline(group: ReportGroup, salt: str) -> _Drawing:
+def _draw_timeline(group: ReportGroup, salt: str) -> Drawing:
     """What sessions of one worker did in the same stretch of time, one panel per preset."""
     timelines = {name: detail.timeline for name, detail in group.details.items() if detail.timeline}
     if not timelines:
-        return _Drawing("", "")
+        return Drawing("", "")
     window = _window(list(timelines.values()))
     rows = {name: _rows(segments, *window) for name, segments in timelines.items()}
     heights = [0.5 + 0.07 * max(8, len(sessions)) for sessions in rows.values()]
-    figure = _figure(0.9 + sum(heights))
+    figure = new_figure(0.9 + sum(heights))
     panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (name, sessions) in zip(panels, rows.items(), strict=True):
         for kind in KINDS:
             _draw_bars(axes, kind, sessions)
         axes.set(xlim=window, ylim=(max(8, len(sessions)), -0.8), yticks=())
-        axes.set_title(f"{name}: {len(sessions)} sessions of one worker", loc="left", fontsize=10, color=_INK)
-        _dress(axes)
+        axes.set_title(f"{name}: {len(sessions)} sessions of one worker", loc="left", fontsize=10, color=INK)
+        dress(axes)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=len(KINDS))
     panels[-1].set_xlabel("time, s (simulated)")
-    return _Drawing(
-        _as_svg(figure, f"{salt}l"),
+    return Drawing(
+        as_svg(figure, f"{salt}l"),
         "What sessions of one worker did in the middle of the run, a row each: waiting (queued), reading the prompt "
         "(prefill), writing the answer (decode), away with its place kept (gap) or without one (paused). "
         "First seed.",
@@ -244,54 +223,4 @@ def _draw_bars(axes: Axes, kind: str, sessions: Sequence[Sequence[Segment]]) -> 
                 corners.append((left, row - half))
     codes = [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY]
     outline = Outline(corners or [(0.0, -9.0)] * 5, codes * max(1, len(corners) // 5))
-    axes.add_patch(PathPatch(outline, facecolor=_KIND_COLOURS[kind], linewidth=0, label=kind))
-
-
-def _figure(height_in: float) -> Figure:
-    """An empty drawing, as wide as the page."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(8.4, height_in), layout="constrained")
-
-
-def _dress(axes: Axes) -> None:
-    """Frame, ticks and grid in ink that follows the page."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_FAINT)
-    axes.tick_params(which="both", color=_FAINT, labelcolor=_INK, labelsize=9)
-    axes.grid(visible=True, color=_FAINT, linewidth=0.4, alpha=0.6)
-    axes.set_axisbelow(True)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-
-
-def _series(index: int) -> str:
-    """Stand-in colour of a preset."""
-    return _SERIES[index % _NUM_SERIES]
-
-
-def _plain_number(value: float, _position: float) -> str:
-    """1000 rather than 10^3."""
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
-
-
-def _as_svg(figure: Figure, salt: str) -> str:
-    """The drawing as an SVG element: fluid width, CSS colours, text as text, no ids but those it refers to."""
-    import matplotlib as mpl
-
-    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
-    for text in (text for legend in legends for text in legend.get_texts()):
-        text.set_color(_INK)
-    page = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify_threshold": 0.2}):
-        figure.savefig(page, format="svg", transparent=True, metadata={"Date": None})
-    svg = page.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return svg
+    axes.add_patch(PathPatch(outline, facecolor=KIND_COLOURS[kind], linewidth=0, label=kind))

@@ -11,40 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_T_975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-    2.080,
-    2.074,
-    2.069,
-    2.064,
-    2.060,
-    2.056,
-    2.052,
-    2.048,
-    2.045,
-    2.042,
-)
-_Z_975 = 1.959964
-
 
 @dataclass(frozen=True)
 class Speedup:
@@ -55,18 +21,151 @@ class Speedup:
     high: float | None
 
 
-def t_quantile_975(degrees: int) -> float:
-    """97.5 % quantile of Student's t, to 0.1 %. O(1).
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval; low and high are None where one value says nothing about its own spread."""
 
-    Table up to 30 degrees of freedom, then the first two terms of the expansion around the normal quantile
-    (Abramowitz and Stegun 26.7.5). ValueError below 1.
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Welch:
+    """Welch's two-sided t-test of equal means: t, degrees of freedom, p."""
+
+    t: float
+    degrees: float
+    p: float
+
+
+def t_tail(t: float, degrees: float) -> float:
+    """P(|T| > |t|) of Student's t with `degrees` of freedom (any positive number), to 1e-10.
+
+    The regularised incomplete beta function I_x(degrees / 2, 1 / 2) at x = degrees / (degrees + t^2). ValueError where
+    degrees is not positive.
     """
-    if degrees < 1:
+    if not degrees > 0.0:
+        raise ValueError(f"degrees of freedom must be positive, not {degrees}")
+    if math.isinf(t):
+        return 0.0
+    return _incomplete_beta(degrees / (degrees + t * t), degrees / 2.0, 0.5)
+
+
+def t_quantile_975(degrees: float) -> float:
+    """97.5 % quantile of Student's t, to 1e-9, by bisection of `t_tail`. ValueError below 1."""
+    if not degrees >= 1.0:
         raise ValueError(f"degrees of freedom must be at least 1, not {degrees}")
-    if degrees <= len(_T_975):
-        return _T_975[degrees - 1]
-    z = _Z_975
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    low, high = 1.0, 13.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if t_tail(middle, degrees) > 0.05 else (low, middle)
+    return low
+
+
+def _incomplete_beta(x: float, a: float, b: float) -> float:
+    """I_x(a, b) by Lentz's continued fraction (DLMF 8.17.22), on the side where it converges fast."""
+    if x <= 0.0 or x >= 1.0:
+        return min(max(x, 0.0), 1.0)
+    if x > (a + 1.0) / (a + b + 2.0):
+        return 1.0 - _incomplete_beta(1.0 - x, b, a)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    tiny, value, c, d = 1e-300, 1.0, 1.0, 0.0
+    for step in range(500):
+        m = step // 2
+        if step == 0:
+            numerator = 1.0
+        elif step % 2 == 0:
+            numerator = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        else:
+            numerator = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        d = 1.0 / (1.0 + numerator * d or tiny)
+        c = 1.0 + numerator / c or tiny
+        value *= c * d
+        if abs(1.0 - c * d) < 1e-14:
+            break
+    return front * (value - 1.0) / a
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """Arithmetic mean with a 95 % t-interval. ValueError for no values. O(values)."""
+    mean, variance = _moments(values)
+    if len(values) == 1:
+        return Estimate(mean)
+    half = t_quantile_975(len(values) - 1) * math.sqrt(variance / len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def ratio_of_means(over: Sequence[float], under: Sequence[float]) -> Estimate:
+    """mean(over) / mean(under) with a 95 % interval; the samples are independent, not paired. O(values).
+
+    Delta method on the logarithm, Var(log ratio) = s1^2 / (n1 m1^2) + s2^2 / (n2 m2^2), with the degrees of freedom of
+    Welch and Satterthwaite. ValueError where a sample is empty or holds something that is not a positive number.
+    """
+    if not all(0.0 < value < math.inf for value in (*over, *under)):
+        raise ValueError("ratios need positive, finite values")
+    (mean, variance), (mean_under, variance_under) = _moments(over), _moments(under)
+    ratio = mean / mean_under
+    if min(len(over), len(under)) == 1:
+        return Estimate(ratio)
+    parts = (variance / len(over) / mean**2, variance_under / len(under) / mean_under**2)
+    if math.fsum(parts) == 0.0:
+        return Estimate(ratio, ratio, ratio)
+    half = t_quantile_975(_welch_degrees(parts, (len(over), len(under)))) * math.sqrt(math.fsum(parts))
+    return Estimate(ratio, ratio * math.exp(-half), ratio * math.exp(half))
+
+
+def welch(one: Sequence[float], other: Sequence[float]) -> Welch | None:
+    """Whether two independent samples have the same mean (Welch 1947); None with fewer than two values in either.
+
+    Equal constants give p = 1, different ones p = 0. O(values).
+    """
+    if min(len(one), len(other)) < 2:
+        return None
+    (mean, variance), (mean_other, variance_other) = _moments(one), _moments(other)
+    parts = (variance / len(one), variance_other / len(other))
+    total = math.fsum(parts)
+    if total == 0.0:
+        degrees = float(len(one) + len(other) - 2)
+        return Welch(0.0, degrees, 1.0) if mean == mean_other else Welch(math.inf, degrees, 0.0)
+    degrees = _welch_degrees(parts, (len(one), len(other)))
+    t = (mean - mean_other) / math.sqrt(total)
+    return Welch(t, degrees, t_tail(t, degrees))
+
+
+def hedges_g(one: Sequence[float], other: Sequence[float]) -> Estimate | None:
+    """(mean(one) - mean(other)) in pooled standard deviations, corrected for small samples, with a 95 % interval.
+
+    Hedges 1981: g = J d with J = 1 - 3 / (4 (n1 + n2) - 9); variance (n1 + n2) / (n1 n2) + g^2 / (2 (n1 + n2)), normal
+    interval. None with fewer than two values in either, or where neither varies. O(values).
+    """
+    num_one, num_other = len(one), len(other)
+    if min(num_one, num_other) < 2:
+        return None
+    (mean, variance), (mean_other, variance_other) = _moments(one), _moments(other)
+    total = num_one + num_other
+    pooled = ((num_one - 1) * variance + (num_other - 1) * variance_other) / (total - 2)
+    if pooled == 0.0:
+        return None
+    g = (1.0 - 3.0 / (4.0 * total - 9.0)) * (mean - mean_other) / math.sqrt(pooled)
+    half = 1.959964 * math.sqrt(total / (num_one * num_other) + g * g / (2.0 * total))
+    return Estimate(g, g - half, g + half)
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and unbiased variance (0 for one value)."""
+    if not values:
+        raise ValueError("no values")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, 0.0
+    return mean, math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+def _welch_degrees(parts: tuple[float, float], sizes: tuple[int, int]) -> float:
+    """Degrees of freedom of Welch and Satterthwaite for two variances of means; at least 1."""
+    under = math.fsum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
+    return max(1.0, math.fsum(parts) ** 2 / under) if under > 0.0 else float(sum(sizes) - 2)
 
 
 def paired_speedup(baseline: Sequence[float], other: Sequence[float]) -> Speedup:

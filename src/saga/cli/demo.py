@@ -69,8 +69,9 @@ def demo(
 
     saga demo --shared ~/recordings --out demo.html --json demo.json --no-live
     """
+    from saga.bench.drawing import check_installed
     from saga.bench.files import write_whole
-    from saga.bench.report import check_installed, write_report
+    from saga.bench.report import write_report
     from saga.cli.sim import compare
 
     check_installed()

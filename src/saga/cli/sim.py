@@ -269,6 +269,6 @@ def _check_outputs(paths: Mapping[str, Path | None], num_runs: int) -> None:
     if "--log" in wanted and num_runs != 1:
         raise UsageError(f"--log records one run, not {num_runs}; give one --preset and --seeds 1")
     if "--report" in wanted:
-        from saga.bench.report import check_installed
+        from saga.bench.drawing import check_installed
 
         check_installed()
