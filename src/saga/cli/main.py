@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from saga import __version__
+from saga.cli.cache import cache
 from saga.cli.calibrate import calibrate
 from saga.cli.demo import demo
 from saga.cli.engine import engine
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(sim)
+app.command()(cache)
 app.command()(explain)
 app.add_typer(presets_app, name="presets")
 app.add_typer(workload_app, name="workload")
