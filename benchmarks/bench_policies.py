@@ -4,6 +4,7 @@
     python benchmarks/bench_policies.py rivals   the same with a host tier of 1.2M and of 300k tokens per worker
     python benchmarks/bench_policies.py traces   every trace in --shared
     python benchmarks/bench_policies.py built-in every built-in workload but swe_bench
+    python benchmarks/bench_policies.py sweep    all of them at five loads, against rivals; ends in a summary
 
 All figures are simulated. Ratios are geometric means over seeds of the named baseline's mean TCT over the preset's,
 with a 95 % t-interval on the paired log ratios; `of bound` is infinite_kv's mean TCT over the preset's.
@@ -27,6 +28,19 @@ from saga.workloads.plan import Limits, Workload
 
 BUILT_IN = ("swe_bench", "web_arena", "claude_code", "swe_agent", "tool_service", "browser", "chat")
 TRACE_LIMITS = Limits(max_context_tokens=150_000, min_calls=2, max_calls=120, gap_cap_s=300.0)
+SWEEP = (0.6, 0.85, 1.0, 1.5, 3.0)
+FIELD = (
+    "vllm_apc",
+    "vllm_priority",
+    "sglang",
+    "vllm_kvflow",
+    "continuum",
+    "thunderagent",
+    "vllm_apc_dram",
+    "saga",
+    "infinite_kv",
+)
+"""The baseline first; rivals that a workload of one tenant tells apart; the bound last."""
 RIVALS = ("vllm_apc", "vllm_apc_dram", "vllm_priority", "session_cap", "saga_paper", "saga", "infinite_kv")
 
 
@@ -71,6 +85,8 @@ def tables(options: argparse.Namespace) -> list[tuple[str, float, int, tuple[str
         return [("swe_bench", x, dram, presets) for dram in (1_200_000, 300_000) for x in (0.85, 1.0, 1.5, 3.0)]
     traces = sorted(str(path) for path in Path(options.shared, "traces").glob("*.jsonl*"))
     presets = ("vllm_apc", "vllm_apc_dram", "saga", "infinite_kv")
+    if options.part == "sweep":
+        return [(name, x, options.dram, FIELD) for name in (*BUILT_IN, *traces) for x in SWEEP]
     names = BUILT_IN[1:] if options.part == "built-in" else traces
     return [(name, x, 1_200_000, presets) for name in names for x in (1.0, 1.5)]
 
@@ -78,10 +94,11 @@ def tables(options: argparse.Namespace) -> list[tuple[str, float, int, tuple[str
 def main() -> None:
     """Run one part and print its table as it grows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("swe", "rivals", "traces", "built-in"))
+    parser.add_argument("part", choices=("swe", "rivals", "traces", "built-in", "sweep"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, default=1_000)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--dram", type=int, default=600_000, help="tokens of host tier per worker, in the sweep")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="only workloads whose name contains this")
     parser.add_argument("--shared", default=os.environ.get("SAGA_SHARED", "../shared"))
@@ -107,6 +124,26 @@ def main() -> None:
             out += report(presets, cells, results)
             if options.json:
                 options.json.write_text(json.dumps({"schema": 1, "kind": "simulated", "rows": out}, indent=1) + "\n")
+    if options.part == "sweep":
+        summarise(out)
+
+
+def summarise(rows: list[dict[str, Any]]) -> None:
+    """One line a workload and load: saga against the baseline, the best rival, the bound."""
+    heads = ("over vllm_apc", "over best rival", "of bound", "throughput")
+    print(f"\n{'workload':<28} {'load':>5} {heads[0]:>13} {heads[1]:>28} {heads[2]:>9} {heads[3]:>11}")
+    for key in dict.fromkeys((row["workload"], row["oversubscription"]) for row in rows):
+        own = {row["preset"]: row for row in rows if (row["workload"], row["oversubscription"]) == key}
+        saga = own.pop("saga")
+        bound = own.pop("infinite_kv")
+        best = min(own.values(), key=lambda row: float(row["tct_mean_s"]))
+        fastest = max(own.values(), key=lambda row: float(row["tasks_per_min"]))
+        print(
+            f"{Path(key[0]).name:<28} {key[1]:>5} {saga['speedup']:>12.2f}x "
+            f"{best['tct_mean_s'] / saga['tct_mean_s']:>12.2f}x {best['preset']:<14} "
+            f"{100 * bound['tct_mean_s'] / saga['tct_mean_s']:>8.0f}% "
+            f"{saga['tasks_per_min'] / fastest['tasks_per_min']:>10.2f}x"
+        )
 
 
 def report(presets: tuple[str, ...], cells: list[Cell], results: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
