@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import hypothesis.strategies as st
 import pytest
@@ -11,17 +11,20 @@ from hypothesis import given
 from saga.cache.eviction import EvictionPolicy
 from saga.cache.lru import Lru
 from saga.cache.next_use import NextUse
+from saga.cache.pinned import EndedFirst, Pinned
 from saga.cache.prefix_lru import PrefixLru
+from saga.cache.steps_to_use import FarthestStep
 from saga.cache.workflow_lru import WorkflowLru
 from saga.views import CacheOwner
 
-POLICIES = (Lru(), PrefixLru(), NextUse(), WorkflowLru())
+POLICIES = (Lru(), PrefixLru(), NextUse(), WorkflowLru(), FarthestStep(), Pinned(WorkflowLru()), EndedFirst(Lru()))
 FACTS = st.fixed_dictionaries(
     {
         "standing": st.sampled_from(["active", "paused", "ended", "unknown"]),
         "last_use_s": st.floats(0.0, 1e6),
         "expected_use_s": st.floats(0.0, 1e9) | st.just(float("inf")),
         "reuse_probability": st.floats(0.0, 1.0),
+        "steps_to_use": st.floats(1.0, 1e4),
         "context_tokens": st.integers(0, 10**6),
         "capacity_tokens": st.integers(1, 10**6),
         "task_arrival_s": st.floats(0.0, 1e6),
@@ -58,6 +61,6 @@ def test_a_key_follows_from_the_facts_alone(policy: EvictionPolicy, facts: dict)
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_a_policy_is_its_configuration(policy: EvictionPolicy) -> None:
     """Two policies of equal fields are one and the same, and none can be changed under way."""
-    assert policy == type(policy)()
+    assert policy == replace(policy)  # type: ignore[type-var]
     with pytest.raises((FrozenInstanceError, AttributeError)):
         policy.alpha = 1.0  # type: ignore[attr-defined]

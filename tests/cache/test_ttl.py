@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from saga.cache.ttl import FixedTtl, Forever, GapFacts, NoTtl, P95Ttl, Retention, SkiRental
+from saga.cache.ttl import FixedTtl, Forever, GapFacts, NoTtl, P95Ttl, Retention, SkiRental, UtilityTtl
 from saga.workflow.gaps import EDGES_S, GapModel
 
 GAPS = st.lists(st.floats(0.0, 1e4), max_size=40)
@@ -135,3 +135,32 @@ def test_simple_rules_say_the_same_of_everybody(
 ) -> None:
     """Baselines look at no forecast and no pressure."""
     assert rule.hold_s(facts(model(gaps_s), pressure=pressure)) == hold_s
+
+
+def pinned(gap: GapModel, context_tokens: int, wait_s: float, probability: float = 1.0) -> GapFacts:
+    """A gap of a session with so much context, where calls have lately waited for so long; 1,000 tokens a second."""
+    return GapFacts(gap, probability, 1.0, 100_000, 1_000.0, 0.0, context_tokens, wait_s)
+
+
+@given(GAPS, st.integers(0, 10**6), st.floats(0.0, 1e3), SHARES)
+def test_a_pin_is_never_longer_than_what_it_may_save(
+    gaps_s: list[float], tokens: int, wait_s: float, probability: float
+) -> None:
+    """A pin costs its length for sure and saves a reload and a wait at most."""
+    hold_s = UtilityTtl(max_s=inf).hold_s(pinned(model(gaps_s), tokens, wait_s, probability))
+    assert 0.0 <= hold_s <= probability * (tokens / 1_000.0 + wait_s)
+
+
+@given(GAPS, st.integers(0, 10**6), st.floats(0.0, 1e3), st.floats(0.0, 1e3))
+def test_a_longer_queue_is_worth_a_longer_pin(gaps_s: list[float], tokens: int, one_s: float, other_s: float) -> None:
+    """What saves more is held no shorter, up to the most that is ever held."""
+    gap = model(gaps_s)
+    short_s, long_s = (UtilityTtl().hold_s(pinned(gap, tokens, wait_s)) for wait_s in sorted((one_s, other_s)))
+    assert short_s <= long_s <= UtilityTtl().max_s
+
+
+def test_a_tool_that_is_surely_back_in_time_is_waited_for() -> None:
+    """A reload of 20 s pays for a pin over gaps of one second, a context of nothing for none."""
+    quick = model([1.0] * 100)
+    assert 1.0 <= UtilityTtl().hold_s(pinned(quick, 20_000, 0.0)) < 5.0
+    assert UtilityTtl().hold_s(pinned(quick, 0, 0.0)) == 0.0

@@ -18,7 +18,7 @@ OWNERS = st.builds(
 )
 
 
-def owner(**facts: float) -> CacheOwner:
+def owner(**facts: object) -> CacheOwner:
     """An owner in a cache of 1,000 tokens."""
     made = CacheOwner("s", capacity_tokens=1_000)
     for name, value in facts.items():
@@ -72,3 +72,9 @@ def test_size_is_relative_to_the_cache(one: CacheOwner, times: int) -> None:
     one.context_tokens *= times
     one.capacity_tokens *= times
     assert WorkflowLru().key(one) == pytest.approx(before)
+
+
+def test_a_session_that_has_ended_is_not_used_again() -> None:
+    """Its P_reuse is 0, whatever was forecast while it lived."""
+    ended, gone = owner(reuse_probability=0.9, standing="ended"), owner(reuse_probability=0.0)
+    assert WorkflowLru().key(ended) == WorkflowLru().key(gone) < WorkflowLru().key(owner(reuse_probability=0.9))

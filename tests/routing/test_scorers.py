@@ -8,12 +8,14 @@ from hypothesis import given
 
 from saga.routing.scorers import (
     FewestLive,
+    Freest,
     LeastLoaded,
     LeastReserved,
     LMetric,
     PrefixAffinity,
     Scorer,
     SessionAffinity,
+    freeness_tokens,
 )
 from saga.views import SessionView, WorkerView
 
@@ -25,6 +27,7 @@ SCORERS = (
     SessionAffinity(theta=0.8),
     PrefixAffinity(),
     PrefixAffinity(min_share=0.5),
+    Freest(),
     LMetric(),
 )
 TOKENS = st.integers(0, 10**6)
@@ -42,6 +45,7 @@ WORKERS = st.fixed_dictionaries(
         "num_live": st.integers(0, 1_000),
         "reserved_tokens": st.floats(0.0, 1e7),
         "live_tokens": st.integers(0, 10**7),
+        "running_tokens": st.integers(0, 10**7),
     }
 )
 
@@ -132,3 +136,13 @@ def test_lmetric_counts_only_what_is_cached_on_this_worker() -> None:
     """A prefix at home makes home cheaper and nowhere else."""
     asks = session(home="w", prompt_tokens=1_000, home_tokens=900)
     assert LMetric().score(asks, worker("w")) > LMetric().score(asks, worker("x"))
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 5_000), st.integers(0, 5_000))
+def test_freest_orders_by_freeness(one: int, other: int, one_tokens: int, other_tokens: int) -> None:
+    """Free memory per call at work, the most first, also where it is less than none."""
+    mine = worker(num_running=one, running_tokens=one_tokens)
+    theirs = worker(num_running=other, running_tokens=other_tokens)
+    gap = freeness_tokens(mine) - freeness_tokens(theirs)
+    scores = Freest().score(session(), mine) - Freest().score(session(), theirs)
+    assert abs(gap) < 1e-6 or (scores > 0) == (gap > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given
 
-from saga.routing.stealing import IdleSteals, NoStealing
+from saga.routing.stealing import IdleSteals, LevelFreeness, NoStealing
 from saga.views import WorkerView
 
 LOADS = st.integers(0, 100)
@@ -42,3 +42,27 @@ def test_the_ratio_is_exceeded_not_reached() -> None:
     """An idle thief counts as one call: from two calls nothing is taken, from three one is."""
     assert not IdleSteals().allows(loaded(0), loaded(2))
     assert IdleSteals().allows(loaded(0), loaded(3))
+
+
+def holding(num_running: int, running_tokens: int) -> WorkerView:
+    """A worker of 100 tokens whose calls want so many."""
+    made = loaded(num_running)
+    made.running_tokens = running_tokens
+    return made
+
+
+@given(LOADS, st.integers(0, 1_000), LOADS, st.integers(0, 1_000))
+def test_only_the_overcommitted_give_and_only_the_free_take(
+    thief: int, thief_tokens: int, victim: int, victim_tokens: int
+) -> None:
+    """By memory, not by calls; so no call is moved back."""
+    taker, giver = holding(thief, thief_tokens), holding(victim, victim_tokens)
+    assert LevelFreeness().allows(taker, giver) == (thief_tokens < 100 < victim_tokens)
+    assert not (LevelFreeness().allows(taker, giver) and LevelFreeness().allows(giver, taker))
+
+
+@given(st.integers(1, 100), st.integers(0, 1_000), st.integers(0, 1_000))
+def test_the_victim_is_the_least_free(num_running: int, one: int, other: int) -> None:
+    """Of as many calls those that want more are the larger load."""
+    less, more = (LevelFreeness().load(holding(num_running, tokens)) for tokens in sorted((one, other)))
+    assert less <= more
