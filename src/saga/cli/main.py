@@ -19,10 +19,12 @@ from saga.cli.demo import demo
 from saga.cli.engine import engine
 from saga.cli.explain import explain
 from saga.cli.front import front
+from saga.cli.paper import paper
 from saga.cli.presets import presets_app
 from saga.cli.replay import replay
 from saga.cli.serve import serve
 from saga.cli.sim import sim
+from saga.cli.study import study
 from saga.cli.top import top
 from saga.cli.worker import worker
 from saga.cli.workflow import workflow
@@ -41,6 +43,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(sim)
 app.command()(cache)
+app.command()(paper)
+app.command()(study)
 app.command()(explain)
 app.add_typer(presets_app, name="presets")
 app.add_typer(workload_app, name="workload")

@@ -1,0 +1,104 @@
+"""Regeneration against Belady's offline optimum, in cache-only replays: which prefix leaves, and nothing else."""
+
+from __future__ import annotations
+
+from saga.bench.evaluation.cells import COLLAPSED_LOAD, Cell, Scale
+from saga.bench.evaluation.claims import Claims
+from saga.bench.evaluation.results import Results
+from saga.bench.evaluation.sections import Forest, Row, Section, claims_table, write_estimate
+from saga.bench.evaluation.verdicts import of_figure
+from saga.bench.tables import Table
+
+POLICIES = {"lru": "LRU", "prefix_lru": "LRU with prefixes", "workflow_lru": "WA-LRU", "next_use": "next use (`saga`)"}
+WORKLOADS = ("swe_bench", "web_arena")
+REPLAYS = ("pinned", "free")
+
+
+def cache_cell(scale: Scale, workload: str, pressure: float, replay: str) -> Cell:
+    """One replay under all policies."""
+    return Cell(
+        workload,
+        kind="cache",
+        oversubscription=pressure,
+        least_tasks=scale.cache_tasks,
+        replay="pinned" if replay == "pinned" else "free",
+    )
+
+
+def cache_cells(scale: Scale, _claims: Claims) -> list[Cell]:
+    """Both workloads, both replays, every pressure."""
+    return [
+        cache_cell(scale, workload, pressure, replay)
+        for workload in WORKLOADS
+        for pressure in scale.cache_pressures
+        for replay in REPLAYS
+    ]
+
+
+def cache_section(scale: Scale, results: Results, claims: Claims) -> Section:
+    """Competitive ratios, claimed and found."""
+    table = claims.table("competitive")
+    rows = []
+    for workload in WORKLOADS:
+        cell = cache_cell(scale, workload, COLLAPSED_LOAD, "pinned")
+        for policy, words in POLICIES.items():
+            claim = table.value("competitive_ratio", system=policy, workload=workload)
+            ours = results.estimate(cell, policy)
+            if claim is not None:
+                verdict = "open" if ours is None else of_figure(claim, ours)
+                rows.append(Row(f"{words} ({workload})", claim, ours, "ratio", verdict))
+    cells = cache_cells(scale, claims)
+    return Section(
+        id=table.id,
+        title=table.title,
+        where=table.where,
+        about=(
+            "Tokens regenerated under a policy over those under Belady's rule, on the same requests in the same "
+            "order. Pinned: what a call in flight uses cannot leave, as in an engine; free: anything can. The paper "
+            f"does not say under what pressure; rows compare at oversubscription {COLLAPSED_LOAD:g}, pinned. Where "
+            "Belady regenerates less than 0.5 % of the input a ratio means nothing and none is given."
+        ),
+        rows=rows,
+        tables=[
+            claims_table(f"pinned, pressure {COLLAPSED_LOAD:g}", "policy", rows),
+            *(_pressure_table(scale, results, workload, replay) for workload in WORKLOADS for replay in REPLAYS),
+        ],
+        drawings=[Forest("Regeneration over Belady's", "competitive ratio", rows)],
+        reasons=_reasons(scale, results),
+        missing=results.missing(cells),
+        total=results.count(cells),
+    )
+
+
+def _pressure_table(scale: Scale, results: Results, workload: str, replay: str) -> Table:
+    lines = []
+    for policy, words in POLICIES.items():
+        found = (
+            results.estimate(cache_cell(scale, workload, pressure, replay), policy)
+            for pressure in scale.cache_pressures
+        )
+        lines.append((words, *(write_estimate(ratio, "ratio") for ratio in found)))
+    columns = ("policy", *(f"pressure {pressure:g}" for pressure in scale.cache_pressures))
+    return Table(f"{workload}, {replay}", columns, tuple(lines))
+
+
+def _reasons(scale: Scale, results: Results) -> list[str]:
+    words = []
+    for workload in WORKLOADS:
+        cell = cache_cell(scale, workload, COLLAPSED_LOAD, "pinned")
+        found = {policy: results.mean(cell, policy) for policy in POLICIES}
+        known = {policy: ratio for policy, ratio in found.items() if ratio is not None}
+        if not known:
+            if results.of(cell):
+                words.append(
+                    f"{workload}: Belady regenerates less than 0.5 % of the input at pressure {COLLAPSED_LOAD:g}, so "
+                    "no ratio can be given."
+                )
+            continue
+        best = min(known, key=known.__getitem__)
+        words.append(
+            f"{workload}: nearest to Belady is {POLICIES[best]} ({known[best]:.2f}x); "
+            + ", ".join(f"{POLICIES[policy]} {ratio:.2f}x" for policy, ratio in known.items() if policy != best)
+            + "."
+        )
+    return words

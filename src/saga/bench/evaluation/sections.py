@@ -1,0 +1,149 @@
+"""A table of the evaluation as data: rows, verdict, sentences and what to draw. Every writer reads these.
+
+Refuses to know HTML, Markdown and JSON, and where figures come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from saga.bench.evaluation.verdicts import Verdict, in_words, of_table
+from saga.bench.statistics import Estimate
+from saga.bench.tables import Table, write_seconds, write_share
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim and what we found. kind says how the two are written; test: Welch's p and Hedges' g where they apply."""
+
+    name: str
+    claim: float | None
+    ours: Estimate | None
+    kind: str
+    verdict: Verdict = "open"
+    p: float | None = None
+    g: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Claim and result of each row on one axis; `one`: where no difference is, None where there is no such place."""
+
+    caption: str
+    axis: str
+    rows: Sequence[Row]
+    one: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """(x, estimate) in order of x; claimed: drawn apart from what we found."""
+
+    name: str
+    points: Sequence[tuple[float, Estimate]]
+    claimed: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Curves over one axis; log: the upright axis is logarithmic."""
+
+    caption: str
+    x_axis: str
+    y_axis: str
+    curves: Sequence[Curve]
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table. missing: runs of it that are not there, of `total`; kind of its figures: simulated or measured."""
+
+    id: str
+    title: str
+    about: str
+    rows: Sequence[Row] = ()
+    tables: Sequence[Table] = ()
+    drawings: Sequence[Forest | Lines] = ()
+    reasons: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    where: str = ""
+    missing: int = 0
+    total: int = 0
+    kind: str = "simulated"
+    judged: bool = True
+    skipped: str = field(default="")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the whole table."""
+        return of_table(row.verdict for row in self.rows if row.claim is not None)
+
+    @property
+    def statement(self) -> str:
+        """The verdict as a sentence, with how much stands behind it."""
+        if self.skipped:
+            return f"Not simulated: {self.skipped}."
+        if not self.judged:
+            return ""
+        found = {
+            "reproduced": "Reproduced",
+            "partly": "Partly reproduced",
+            "not": "Not reproduced",
+            "open": "No statement yet",
+        }[self.verdict]
+        counted = in_words(row.verdict for row in self.rows if row.claim is not None)
+        return f"{found}: {counted}.{self.incomplete}"
+
+    @property
+    def incomplete(self) -> str:
+        """What is missing, in a sentence; empty where nothing is."""
+        if not self.missing:
+            return ""
+        return f" Incomplete: {self.missing} of {self.total} runs are missing."
+
+
+def write(value: float, kind: str) -> str:
+    """A figure as people read it; kind: ratio, share, seconds, bound (a share) or count."""
+    if kind == "ratio":
+        return f"{value:.2f}x"
+    if kind in {"share", "bound"}:
+        return write_share(value)
+    if kind == "seconds":
+        return f"{1e3 * value:,.3g} ms" if value < 1.0 else write_seconds(value)
+    return f"{value:,.3g}"
+
+
+def write_estimate(ours: Estimate | None, kind: str) -> str:
+    """`1.73x (1.70-1.76)`; "-" where there is none."""
+    if ours is None:
+        return "-"
+    if ours.low is None or ours.high is None or ours.low == ours.high:
+        return write(ours.value, kind)
+    unit = {"ratio": "x", "share": " %", "bound": " %"}.get(kind, "")
+    low, high = (write(value, kind).removesuffix(unit) for value in (ours.low, ours.high))
+    return f"{write(ours.value, kind)} ({low} to {high})"
+
+
+def write_p(p: float | None) -> str:
+    """A p-value, bounded below."""
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+WORDS = {"reproduced": "reproduced", "partly": "partly", "not": "not", "open": "-"}
+
+
+def claims_table(title: str, first: str, rows: Sequence[Row]) -> Table:
+    """Claim and result side by side, with the test and the verdict of each row."""
+    tested = any(row.p is not None for row in rows)
+    columns = [first, "claimed", "ours (95 % interval)", *(("p (Welch)", "Hedges' g") if tested else ()), "verdict"]
+    lines = []
+    for row in rows:
+        at_most = "at most " if row.kind == "bound" else ""
+        claim = "-" if row.claim is None else at_most + write(row.claim, row.kind)
+        test = (write_p(row.p), "-" if row.g is None else f"{row.g.value:.1f}") if tested else ()
+        lines.append((row.name, claim, write_estimate(row.ours, row.kind), *test, WORDS[row.verdict]))
+    return Table(title, tuple(columns), tuple(lines))
