@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Row: TypeAlias = Mapping[str, object]
 
 BELADY, BOUND = "belady", "bound"
+_COLUMNS = ("policy", "pressure", "regenerated", "of input", "/ Belady", "hit", "device s", "/ bound")
 _REPLAYS = {
     "pinned": "pinned: calls in flight cannot be evicted, as in an engine",
     "free": "free: anything can be evicted, even what a call in flight uses",
@@ -75,11 +76,12 @@ def _mean(group: Sequence[Row], key: str) -> float | None:
 def cache_tables(summary: Sequence[Row], num_seeds: int) -> list[Table]:
     """One table per replay: a row per pressure and policy."""
     seeds = f"mean over {num_seeds} seeds" if num_seeds > 1 else "one seed: no interval"
-    columns = ("policy", "pressure", "regenerated", "of input", "/ Belady", "hit", "device s", "/ bound")
+    num_columns = len(_COLUMNS) if any(row["policy"] == BOUND for row in summary) else len(_COLUMNS) - 1
     tables = []
     for replay in _distinct(summary, "replay"):
         mine = [row for row in summary if row["replay"] == replay]
-        tables.append(Table(f"simulated, {_REPLAYS[str(replay)]}; {seeds}", columns, tuple(map(_cells, mine))))
+        cells = tuple(_cells(row)[:num_columns] for row in mine)
+        tables.append(Table(f"simulated, {_REPLAYS[str(replay)]}; {seeds}", _COLUMNS[:num_columns], cells))
     return tables
 
 

@@ -212,7 +212,6 @@ class _Loop:
         """A call was answered; False where its agent finds no further task."""
         self._events.append((at_s, FINISHED, visit))
         self._free += visit.held_blocks
-        going_on = True
         thread.next += 1
         for child in visit.call.spawns:
             thread.children += 1
@@ -221,9 +220,10 @@ class _Loop:
             self._push(at_s + thread.plan.calls[thread.next].gap_s, None, thread)
         else:
             self._events.append((at_s, OVER, visit))
-            going_on = self._end(thread, at_s)
+            if not self._end(thread, at_s):
+                return False
         self._start(at_s)
-        return going_on
+        return True
 
     def _end(self, thread: _Thread, at_s: float) -> bool:
         job, parent_index = thread.job, thread.plan.parent
