@@ -124,7 +124,7 @@ def test_the_block_pool_with_an_oracle_gives_the_same_figure(monkeypatch: pytest
     ).events:
         if kind == STARTED:
             starts.setdefault(visit.session, []).append(at_s)
-    monkeypatch.setitem(POLICIES, "oracle", CachePolicy(Oracle(starts), None, "knows the future"))
+    monkeypatch.setitem(POLICIES, "oracle", CachePolicy(Oracle(starts), "knows the future"))
     run = replay_cache(config, source, ("oracle",))
     best = run.tallies[BELADY].regenerated_tokens
     assert 0 < best <= run.tallies["oracle"].regenerated_tokens <= 1.01 * best

@@ -33,7 +33,7 @@ def cache(
     workload: Annotated[str, typer.Option(help="Built-in name or path of a trace; see `saga workload`.")],
     policy: Annotated[
         str, typer.Option(help="Names with commas between; belady is always there, bound is a limit in device seconds.")
-    ] = "lru,prefix_lru,ended_lru,ttl_lru,workflow_lru,next_use,belady,bound",
+    ] = "lru,prefix_lru,ended_lru,ttl_lru,workflow_lru,next_use,reminded,belady,bound",
     pressure: Annotated[
         str, typer.Option(help="Agents x mean context / tokens of the cache; several with commas between.")
     ] = "1.5",

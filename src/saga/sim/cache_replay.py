@@ -15,9 +15,8 @@ it) or new (never computed before, or not in a full block). Refuses to know file
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from heapq import heappop, heappush
-from math import inf, isfinite
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Literal
 
 from saga.cache.belady import kept_blocks
@@ -26,17 +25,16 @@ from saga.cache.lru import Lru
 from saga.cache.next_use import NextUse
 from saga.cache.pinned import EndedFirst, Pinned
 from saga.cache.prefix_lru import PrefixLru
-from saga.cache.ttl import Forever, GapFacts, P95Ttl, Retention, SkiRental
+from saga.cache.ttl import Forever, P95Ttl, Retention, SkiRental
 from saga.cache.workflow_lru import WorkflowLru
-from saga.commands import Standing
 from saga.engine.hardware import hardware
 from saga.engine.kv_pool import KvPool, Lease
 from saga.engine.latency import Latency, LatencyModel
 from saga.errors import UnknownName, UsageError
 from saga.sim.cache_bound import most_saved
+from saga.sim.cache_facts import Facts, Reminder, Silence, Teller
 from saga.sim.cache_stays import Stays, stays_of
 from saga.sim.cache_timeline import ARRIVED, FINISHED, STARTED, Timeline, Visit, lay_out
-from saga.workflow.model import Track, WorkflowModel
 from saga.workloads.plan import Workload
 
 Replay = Literal["pinned", "free"]
@@ -51,20 +49,22 @@ _PROBE_TOKENS = 65_536
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """An eviction policy with what it is told. retention None: it is told nothing but uses (stock engines)."""
+    """An eviction policy with what it is told, and for how long a session counts as one that will be back."""
 
     eviction: EvictionPolicy
-    retention: Retention | None
     description: str
+    facts: type[Facts] = Silence
+    retention: Retention = field(default=Forever())
 
 
 POLICIES: dict[str, CachePolicy] = {
-    "lru": CachePolicy(Lru(), None, "least recently used session first, whole sessions"),
-    "prefix_lru": CachePolicy(PrefixLru(), None, "stock vLLM: blocks in the order of falling idle, tail first"),
-    "ended_lru": CachePolicy(EndedFirst(Lru()), Forever(), "ended sessions first, then least recently used"),
-    "ttl_lru": CachePolicy(Pinned(EndedFirst(Lru())), P95Ttl(), "ended, past their p95 TTL, then LRU"),
-    "workflow_lru": CachePolicy(WorkflowLru(), Forever(), "the paper's WA-LRU: recency, reuse, size"),
-    "next_use": CachePolicy(NextUse(), SkiRental(), "preset saga: ended, paused by ski rental, farthest expected use"),
+    "lru": CachePolicy(Lru(), "least recently used session first, whole sessions"),
+    "prefix_lru": CachePolicy(PrefixLru(), "stock vLLM: blocks in the order of falling idle, tail first"),
+    "ended_lru": CachePolicy(EndedFirst(Lru()), "ended sessions first, then least recently used", Teller),
+    "ttl_lru": CachePolicy(Pinned(EndedFirst(Lru())), "ended, then past their p95 TTL, then LRU", Teller, P95Ttl()),
+    "workflow_lru": CachePolicy(WorkflowLru(), "the paper's WA-LRU: recency, reuse, size", Teller),
+    "next_use": CachePolicy(NextUse(), "preset saga: ended, let go by ski rental, farthest use", Teller, SkiRental()),
+    "reminded": CachePolicy(NextUse(), "next_use, with overdue sessions forecast again", Reminder),
 }
 """Name -> policy. A new one is one line here."""
 
@@ -296,13 +296,13 @@ def _play(
 ) -> Tally:
     """One policy over the whole timeline."""
     pool = KvPool(timeline.num_blocks, timeline.block_tokens, policy.eviction)
-    teller = _Teller(pool, policy.retention, latency, config) if policy.retention is not None else _Silence()
+    facts = policy.facts(pool, policy.retention, latency, tells_ends=config.ends)
     tally, slot, pinned = Tally(), 0, config.replay == "pinned"
     leases: dict[str, Lease] = {}
     for at_s, kind, visit in timeline.events:
-        teller.until(at_s)
+        facts.until(at_s)
         if kind == ARRIVED:
-            teller.arrived(visit, at_s)
+            facts.arrived(visit, at_s)
         elif kind == STARTED:
             lease = _enter(pool, visit, seen_blocks[slot], tally, cost)
             slot += 1
@@ -310,14 +310,14 @@ def _play(
                 leases[visit.session] = lease
             else:
                 pool.close(lease, tokens=visit.context_tokens, at_s=at_s, task_arrival_s=visit.began_s)
-                teller.runs(visit, at_s)
+                facts.runs(visit, at_s)
         elif kind == FINISHED:
             if pinned:
                 lease = leases.pop(visit.session)
                 pool.close(lease, tokens=visit.context_tokens, at_s=at_s, task_arrival_s=visit.began_s)
-            teller.finished(visit, at_s)
+            facts.finished(visit, at_s)
         else:
-            teller.over(visit)
+            facts.over(visit)
     return tally
 
 
@@ -335,112 +335,3 @@ def _enter(pool: KvPool, visit: Visit, seen: int, tally: Tally, cost: PrefillCos
         tally.regenerated_s += cost.seconds(hit, seen)
     tally.new_tokens += prompt_tokens - max(seen, hit) * block_tokens
     return lease
-
-
-class _Silence:
-    """What stock engines are told about sessions."""
-
-    def until(self, at_s: float) -> None:
-        """Nothing."""
-
-    def arrived(self, visit: Visit, at_s: float) -> None:
-        """Nothing."""
-
-    def runs(self, visit: Visit, at_s: float) -> None:
-        """Nothing."""
-
-    def finished(self, visit: Visit, at_s: float) -> None:
-        """Nothing."""
-
-    def over(self, visit: Visit) -> None:
-        """Nothing."""
-
-
-class _Teller:
-    """Tells a pool about its sessions what the scheduler would: forecasts of return, expired holds, ends.
-
-    The model learns from the same facts as in production, in the order of time. A session that waits for room is
-    expected at the time of its arrival: first come is first served, so who came first is needed first.
-    """
-
-    def __init__(self, pool: KvPool, retention: Retention, latency: Latency, config: CacheConfig) -> None:
-        self._pool = pool
-        self._retention = retention
-        self._latency = latency
-        self._tells_ends = config.ends
-        self._block_tokens = config.block_tokens
-        self._capacity_tokens = config.capacity_tokens
-        self._model = WorkflowModel()
-        self._tracks: dict[str, Track] = {}
-        self._ended_s: dict[str, float] = {}
-        self._holds: list[tuple[float, str, int]] = []
-
-    def until(self, at_s: float) -> None:
-        """Holds that have expired by then."""
-        holds = self._holds
-        while holds and holds[0][0] <= at_s:
-            _, session, steps = heappop(holds)
-            track = self._tracks.get(session)
-            if track is not None and track.waiting and track.steps == steps:
-                self._pool.set_standing(session, Standing.PAUSED, inf, 0.0)
-
-    def arrived(self, visit: Visit, at_s: float) -> None:
-        """A call came: it is certain to be used, and its turn is by its arrival."""
-        call, session = visit.call, visit.session
-        track = self._tracks.get(session)
-        if track is None:
-            parent = None if visit.parent is None else self._tracks.get(visit.parent)
-            track = self._tracks[session] = self._model.open(visit.workflow, parent=parent)
-        ended_s = self._ended_s.get(session)
-        self._model.step_arrived(
-            track,
-            gap_s=None if ended_s is None else at_s - ended_s,
-            gap_kind=call.gap_kind,
-            prompt_tokens=call.prompt_tokens,
-            common_tokens=call.common_tokens if visit.number else None,
-            hints=None,
-        )
-        if visit.number:
-            self._pool.set_standing(session, Standing.ACTIVE, at_s, 1.0)
-
-    def runs(self, visit: Visit, at_s: float) -> None:
-        """It started and may be evicted while it runs (free replay): expected after its answer and the gap."""
-        forecast = self._model.forecast(self._tracks[visit.session])
-        call = visit.call
-        output_tokens = max(1, round(forecast.output_tokens))
-        run_s = self._latency.isolated_s(call.common_tokens, call.prompt_tokens, output_tokens, _CHUNK_TOKENS)
-        expected_s = at_s + run_s + forecast.expected_gap_s
-        reuse = forecast.continue_probability * forecast.overlap
-        self._pool.set_standing(visit.session, Standing.ACTIVE, expected_s, reuse)
-
-    def finished(self, visit: Visit, at_s: float) -> None:
-        """It was answered: the gap begins, and for how long it is worth waiting."""
-        call, session = visit.call, visit.session
-        track = self._tracks[session]
-        self._model.step_finished(
-            track, tool_calls=call.tools, output_tokens=call.output_tokens, prompt_tokens=call.prompt_tokens
-        )
-        self._ended_s[session] = at_s
-        forecast = self._model.forecast(track)
-        facts = GapFacts(
-            gap=forecast.gap,
-            continue_probability=forecast.continue_probability,
-            overlap=forecast.overlap,
-            capacity_tokens=self._capacity_tokens,
-            return_tokens_per_s=self._latency.prefill_tokens_per_s,
-            pressure=1.0,
-        )
-        hold_s = self._retention.hold_s(facts)
-        expected_s = at_s + forecast.expected_gap_s
-        reuse = forecast.continue_probability * forecast.overlap
-        standing = Standing.ACTIVE if hold_s > 0.0 else Standing.PAUSED
-        self._pool.set_standing(session, standing, expected_s, reuse)
-        if 0.0 < hold_s < inf:
-            heappush(self._holds, (at_s + hold_s, session, track.steps))
-
-    def over(self, visit: Visit) -> None:
-        """The session has ended: the model always learns it, the cache only where ends are told."""
-        self._model.session_ended(self._tracks.pop(visit.session))
-        self._ended_s.pop(visit.session, None)
-        if self._tells_ends:
-            self._pool.set_standing(visit.session, Standing.ENDED, inf, 0.0)
