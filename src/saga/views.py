@@ -53,7 +53,8 @@ class SessionView:
 
     Times in seconds, amounts in tokens. `home` is the worker that holds its prefix ("" for none), of which
     `home_tokens` are on the device and `home_host_tokens` more in its host tier. attained_s: device seconds
-    its *task* has received. remaining_steps, remaining_tokens: forecasts. `preempted`: its last attempt was lost.
+    its *task* has received; waited_s: how long its steps were kept waiting, where engines say when answers begin.
+    remaining_steps, remaining_tokens: forecasts. `preempted`: its last attempt was lost.
     """
 
     __slots__ = (
@@ -73,6 +74,7 @@ class SessionView:
         "task",
         "task_arrival_s",
         "tenant",
+        "waited_s",
     )
 
     def __init__(self, session: str, task: str, tenant: str, task_arrival_s: float) -> None:
@@ -88,6 +90,7 @@ class SessionView:
         self.home_tokens = 0
         self.home_host_tokens = 0
         self.attained_s = 0.0
+        self.waited_s = 0.0
         self.remaining_steps = 0.0
         self.remaining_tokens = 0.0
         self.deadline_s: float | None = None

@@ -57,7 +57,7 @@ def test_urgency_grows_until_the_deadline_and_then_stays(due_s: float, one_s: fl
     assert rule.rank(session(deadline_s=due_s + rule.floor_s), due_s) == pytest.approx(most)
 
 
-@given(st.floats(0.0, 100.0), st.floats(0.0, 100.0))
+@given(st.floats(0.01, 100.0), st.floats(0.01, 100.0))
 def test_more_work_left_before_one_deadline_is_more_urgent(one: float, other: float) -> None:
     """(W - S) / (deadline - t): the numerator counts."""
     less, more = (AgentUrgency().rank(session(deadline_s=50.0, remaining_steps=n), 10.0) for n in sorted((one, other)))
@@ -69,5 +69,24 @@ def test_a_named_deadline_comes_before_the_inferred_one(at_s: float, stretch: fl
     """Without one, the deadline is `stretch` times the task's time at its pace so far."""
     rule = AgentUrgency(stretch=stretch)
     inferred_s = stretch * at_s / 5 * 10.0  # five steps done, five to come
-    assert rule.rank(session(), at_s) == pytest.approx(rule.rank(session(deadline_s=inferred_s), at_s))
-    assert rule.rank(session(deadline_s=at_s + rule.floor_s), at_s) <= rule.rank(session(), at_s)
+    asks = {"step_arrival_s": at_s}
+    assert rule.rank(session(**asks), at_s) == pytest.approx(rule.rank(session(**asks, deadline_s=inferred_s), at_s))
+    assert rule.rank(session(**asks, deadline_s=at_s + rule.floor_s), at_s) <= rule.rank(session(**asks), at_s)
+
+
+@given(st.floats(1.0, 1e4), st.floats(0.0, 1e4), st.floats(0.0, 1e4))
+def test_who_is_kept_waiting_becomes_no_less_urgent(pace_s: float, one_s: float, other_s: float) -> None:
+    """Waiting counts against the deadline, not for it: neither now nor in steps that are done does it gain time."""
+    short_s, long_s = sorted((one_s, other_s))
+    now = [AgentUrgency().rank(session(step_arrival_s=pace_s), pace_s + wait_s) for wait_s in (short_s, long_s)]
+    then = [
+        AgentUrgency().rank(session(step_arrival_s=pace_s + wait_s, waited_s=wait_s), pace_s + wait_s)
+        for wait_s in (short_s, long_s)
+    ]
+    assert now[1] <= now[0]
+    assert then[1] <= then[0] * (1.0 - 1e-9) + 1e-9
+
+
+def test_a_task_of_which_nothing_is_forecast_counts_as_half_done() -> None:
+    """It is neither urgent beyond measure nor forgotten."""
+    assert AgentUrgency().rank(session(remaining_steps=0.0), 20.0) == AgentUrgency().rank(session(), 20.0)

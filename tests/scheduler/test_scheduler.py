@@ -393,3 +393,170 @@ def test_steps_that_come_before_any_worker_wait_for_the_first(stage):
         assert of(do.Hold, at.arrive("a", 0, 10))
         assert dispatched(at.tell(ev.WorkerJoined(at.at_s, "w9", 10_000))) == [("a/0", "w9")]
         assert at.scheduler.sessions.get("a").state is State.RUNNING
+
+
+def told_parent(commands: list[do.Command], session: str) -> list[float]:
+    """Steps to the session's next use, as its worker was told them."""
+    return [c.steps_to_use for c in of(do.Release, commands) if c.session == session]
+
+
+def test_a_call_goes_where_the_product_is_least(stage):
+    """LMetric: a long prompt goes home in spite of the calls there, and away from it when they are too many."""
+    at = stage("lmetric", workers=2, kv_tokens=100_000)
+    at.arrive("a", 0, 9_000)
+    at.finish("a", 0, "w0", 9_000)
+    at.arrive("x", 0, 10)
+    at.arrive("y", 0, 10)
+    at.arrive("z", 0, 10)
+    assert at.scheduler.fleet.get("w0").num_running == 2
+    assert dispatched(at.arrive("a", 1, 10_000)) == [("a/1", "w0")]  # 990 x 3 at home, 10,000 x 2 away
+    at.finish("a", 1, "w0", 10_000)
+    at.tell(ev.BlocksRemoved(at.at_s, "w0", "a", 1_000))
+    assert dispatched(at.arrive("a", 2, 10_000)) == [("a/2", "w1")]  # 9,000 x 3 at home, 10,000 x 2 away
+
+
+def test_what_is_cached_while_a_call_waits_is_what_counts(stage):
+    """SGLang: the longest match goes first, and an eviction during the wait costs a call its turn."""
+    at = stage("sglang", kv_tokens=100_000)
+    for name, tokens in (("long", 8_000), ("short", 2_000)):
+        at.arrive(name, 0, tokens)
+        at.finish(name, 0, "w0", tokens)
+    at.arrive("other", 0, 10)
+    first = {c.step: c.priority for n in ("long", "short") for c in of(do.Dispatch, at.arrive(n, 1, 9_000))}
+    assert first["long/1"] < first["short/1"]
+    at.tell(ev.BlocksRemoved(at.at_s, "w0", "long", 500))
+    at.at_s += 1.0
+    again = {c.step: c.priority for c in of(do.Reprioritize, at.finish("other", 0, "w0", 10))}
+    assert again["short/1"] < again["long/1"]
+
+
+def test_a_call_waits_no_longer_for_an_overcommitted_worker(stage):
+    """Llumnix: when another worker has become free, the last that waits moves there, and nothing moves back."""
+    at = stage("llumnix", workers=2, kv_tokens=10_000)
+    for name in "abcdef":
+        at.arrive(name, 0, 4_000)
+    assert [w.num_running for w in at.scheduler.fleet] == [3, 3]
+    for name in "ac":
+        at.tell(ev.FirstToken(at.at_s, f"{name}/0", "w0"))
+    for name in "bdf":
+        at.finish(name, 0, "w1", 4_000)
+    commands = at.wait(1.0)
+    assert [(c.step, c.worker) for c in of(do.Preempt, commands)] == [("e/0", "w0")]
+    assert dispatched(commands) == [("e/0", "w1")]
+    assert dispatched(at.wait(10.0)) == []
+
+
+def test_a_parent_is_as_many_steps_away_as_its_sub_agent_still_has(stage):
+    """KVFlow: its prefix is further off while a child works, and one step away when that has ended."""
+    at = stage("vllm_kvflow")
+    for number in range(5):
+        at.arrive(f"old{number}", 0, 100, workflow="child")
+        for step in range(3):
+            at.finish(f"old{number}", step, "w0", 100)
+            at.arrive(f"old{number}", step + 1, 110, workflow="child")
+        at.finish(f"old{number}", 3, "w0", 110, tool="")
+        at.end(f"old{number}")
+    at.arrive("parent", 0, 1_000)
+    assert told_parent(at.finish("parent", 0, "w0", 1_000), "parent") == [1.0]
+    (begun,) = told_parent(at.arrive("child", 0, 100, parent="parent", task="parent", workflow="child"), "parent")
+    (later,) = told_parent(at.finish("child", 0, "w0", 100), "parent")
+    at.arrive("child", 1, 110, parent="parent", task="parent", workflow="child")
+    assert begun > later > 2.0
+    assert told_parent(at.end("child"), "parent") == [1.0]
+
+
+def test_a_forecast_that_is_not_sure_enough_is_as_good_as_none(stage):
+    """Below min_confidence no policy sees it: a kind seen once is held like one never seen."""
+    unsure = replace(preset("saga_paper"), min_confidence=1.0)
+    held_s = []
+    for composition in (unsure, replace(unsure, min_confidence=0.0)):
+        at = stage(composition)
+        for number in range(8):
+            at.arrive(f"s{number}", 0, 100)
+            at.finish(f"s{number}", 0, "w0", 100)
+            at.wait(0.01)
+            at.arrive(f"s{number}", 1, 110)
+            (retained,) = of(do.Retain, at.finish(f"s{number}", 1, "w0", 110))
+        held_s.append(retained.until_s - at.at_s)
+    assert held_s[1] < held_s[0]
+
+
+def test_a_program_is_paused_by_size_and_resumed_by_size(stage):
+    """ThunderAgent: over the mark the shortest at a tool is paused; when room comes the shortest that waits is next."""
+    at = stage("thunderagent", kv_tokens=10_000)
+    for name, tokens in (("small", 1_000), ("middle", 2_000), ("large", 5_000)):
+        at.arrive(name, 0, tokens)
+        at.wait(0.1)
+    at.finish("small", 0, "w0", 1_000, output_tokens=100)
+    at.finish("middle", 0, "w0", 2_000, output_tokens=100)
+    commands = at.finish("large", 0, "w0", 5_000, output_tokens=2_000)
+    assert [c.session for c in of(do.Release, commands)] == ["small", "middle"]
+    at.arrive("large", 1, 7_500)
+    assert of(do.Hold, at.arrive("new", 0, 3_000))
+    assert of(do.Hold, at.arrive("small", 1, 1_150))
+    at.finish("large", 1, "w0", 7_500)
+    assert dispatched(at.end("large")) == [("small/1", "w0"), ("new/0", "w0")]
+
+
+def test_a_program_that_is_at_a_tool_for_long_holds_nobody_up(stage):
+    """Its claim ends after 300 s, so that a parent cannot wait for a child that waits for its room."""
+    at = stage("thunderagent", kv_tokens=10_000)
+    at.arrive("parent", 0, 8_000)
+    at.finish("parent", 0, "w0", 8_000)
+    assert of(do.Hold, at.arrive("child", 0, 5_000, parent="parent"))
+    assert dispatched(at.wait(301.0)) == [("child/0", "w0")]
+
+
+URGENT = {"deadline_s": 20.0}
+
+
+def crowd(at) -> None:
+    """A call that has begun to answer, and behind it one that has not and is far more urgent."""
+    for name in ("calm", "urgent"):
+        for step in range(40):
+            facts = URGENT if name == "urgent" else {"deadline_s": 10_000.0}
+            at.arrive(name, step, 100, workflow=name, **facts)
+            at.finish(name, step, "w0", 100)
+    at.arrive("calm", 40, 100, workflow="calm")
+    at.tell(ev.FirstToken(at.at_s, "calm/40", "w0"))
+    at.arrive("urgent", 40, 100, workflow="urgent")
+
+
+PREEMPTS = replace(preset("saga_paper"), min_confidence=0.0)
+
+
+def test_after_half_a_second_a_blocked_call_takes_the_place_of_a_calmer_one(stage):
+    """The calm call is taken back and goes into the same worker's queue, behind the one that it gave way to."""
+    at = stage(PREEMPTS)
+    crowd(at)
+    assert at.wait(0.4) == []
+    commands = at.wait(0.2)
+    assert [(c.step, c.worker) for c in of(do.Preempt, commands)] == [("calm/40", "w0")]
+    assert dispatched(commands) == [("calm/40", "w0")]
+
+
+def test_a_call_gives_way_once(stage):
+    """However long the other is blocked still, the calm call gets done."""
+    at = stage(PREEMPTS)
+    crowd(at)
+    at.wait(0.6)
+    at.tell(ev.FirstToken(at.at_s, "calm/40", "w0"))
+    assert of(do.Preempt, at.wait(20.0)) == []
+    at.finish("calm", 40, "w0", 100)
+
+
+def test_what_prefills_is_not_blocked(stage):
+    """Half a second counts from when its own prefill could have been over."""
+    at = stage(PREEMPTS)
+    crowd(at)
+    at.tell(ev.StepCancelled(at.at_s, "urgent/40"))
+    at.arrive("urgent", 41, 5_100, workflow="urgent", **URGENT)
+    assert of(do.Preempt, at.wait(1.0)) == []
+    assert [c.step for c in of(do.Preempt, at.wait(1.1))] == ["calm/40"]
+
+
+def test_without_afs_nobody_is_preempted(stage):
+    """The ablation leaves what runs alone."""
+    at = stage("saga_no_afs")
+    crowd(at)
+    assert of(do.Preempt, at.wait(20.0)) == []

@@ -43,8 +43,9 @@ class AgentUrgency:
     """AFS: urgency = (W - S) / (deadline - t), most urgent first (paper section on Agent Fair Share).
 
     W - S is read as the forecast remaining device seconds of the task (remaining steps x its mean step so far), the
-    deadline as `stretch` times the expected task time from its arrival unless the client named one. A task past its
-    deadline is as urgent as one that has `floor_s` left.
+    deadline as `stretch` times the expected task time from its arrival unless the client named one: all its steps at
+    the pace of those so far, less what they waited, so that who is kept waiting does not look as if it had time. A task
+    past its deadline is as urgent as one that has `floor_s` left; one of which nothing is forecast counts as half done.
     """
 
     stretch: float = 1.5
@@ -55,10 +56,11 @@ class AgentUrgency:
     def rank(self, session: SessionView, at_s: float) -> float:
         """Minus the urgency (device seconds per second)."""
         done = session.steps_done
-        elapsed_s = at_s - session.task_arrival_s
-        step_s = elapsed_s / done if done else self.step_s
-        remaining_work_s = session.remaining_steps * (session.attained_s / done if done else self.step_s)
+        remaining = session.remaining_steps or max(1, done)
+        paced_s = session.step_arrival_s - session.task_arrival_s - session.waited_s
+        step_s = max(0.0, paced_s) / done if done else self.step_s
+        remaining_work_s = remaining * (session.attained_s / done if done else self.step_s)
         deadline_s = session.deadline_s
         if deadline_s is None:
-            deadline_s = session.task_arrival_s + self.stretch * step_s * (done + session.remaining_steps)
+            deadline_s = session.task_arrival_s + self.stretch * step_s * (done + remaining)
         return -remaining_work_s / max(deadline_s - at_s, self.floor_s)

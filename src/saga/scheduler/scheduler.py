@@ -373,6 +373,7 @@ class Scheduler:
         session = None if worker is None else worker.unstarted.pop(event.step, None)
         if worker is not None and session is not None:
             waited_s = max(0.0, self._kept_waiting_s(session, worker, session.step_arrival_s))
+            session.waited_s += waited_s
             worker.wait_s = _WAIT_KEEP * worker.wait_s + (1.0 - _WAIT_KEEP) * waited_s
 
     def _kept_waiting_s(self, session: Session, worker: Worker, since_s: float) -> float:
@@ -898,7 +899,14 @@ class Scheduler:
 def _steps_to_use(session: Session) -> float:
     """Calls of its task until its own next one: that one, and before it what its sub-agents are expected to make."""
     children = (session.children or {}).values()
-    return 1.0 + max((child.remaining_steps + bool(child.step) for child in children), default=0.0)
+    return 1.0 + max((_steps_left(child) for child in children), default=0.0)
+
+
+def _steps_left(session: Session) -> float:
+    """Calls that it still makes, one that is live included; the forecast at a first call is of those after it."""
+    if session.steps_done == 0:
+        return session.remaining_steps + 1.0
+    return max(session.remaining_steps, float(bool(session.step)))
 
 
 def _bad_count(event: ev.StepArrived) -> str:
