@@ -85,6 +85,7 @@ class Life:
                 f"tenant{index % 3}",
                 prefix=f"p{index % 2}",
                 prefix_tokens=amount % 50,
+                parent=SESSIONS[(index + 3) % len(SESSIONS)] if index % 2 else None,
             )
         )
 
@@ -160,7 +161,11 @@ class Life:
 STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 15), st.integers(0, 200)), max_size=120)
 
 
-@pytest.mark.parametrize("name", ["saga", "saga_paper", "vllm_apc", "session_cap", "vllm"])
+EVERY_SEAM = ["saga", "saga_paper", "llumnix", "vllm_kvflow", "thunderagent", "vtc"]
+"""Presets that between them use every seam of the scheduler: gate, holds, moves, stealing, preemption, children."""
+
+
+@pytest.mark.parametrize("name", [*EVERY_SEAM, "vllm_apc", "session_cap", "vllm"])
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_all_laws_hold_after_every_event(name, steps):
@@ -170,7 +175,7 @@ def test_all_laws_hold_after_every_event(name, steps):
         life.do(action, index, amount)
 
 
-@pytest.mark.parametrize("name", ["saga", "saga_paper", "session_cap"])
+@pytest.mark.parametrize("name", [*EVERY_SEAM, "session_cap"])
 def test_all_laws_hold_over_long_lives(name):
     """What needs many steps to go wrong (queues, roaming, caps, lost homes) is walked through by seeded chance."""
     weights = {"arrive": 8, "finish": 6, "wait": 4, "first": 2}
@@ -182,22 +187,24 @@ def test_all_laws_hold_over_long_lives(name):
             life.do(action, rng.randrange(16), rng.randrange(201))
 
 
-@settings(max_examples=30)
+@pytest.mark.parametrize("name", EVERY_SEAM)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
-def test_a_recorded_life_replays_to_the_same_commands(steps):
+def test_a_recorded_life_replays_to_the_same_commands(name, steps):
     """Same events, same commands: the scheduler is deterministic."""
-    life = Life("saga")
+    life = Life(name)
     for action, index, amount in steps:
         life.do(action, index, amount)
     twin = Scheduler(life.scheduler.composition, caps=life.scheduler.caps)
     assert [command for event in life.log for command in twin.handle(event)] == life.commands
 
 
-@settings(max_examples=30)
+@pytest.mark.parametrize("name", EVERY_SEAM)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
-def test_no_session_waits_for_ever(steps):
+def test_no_session_waits_for_ever(name, steps):
     """When those at work finish and time passes, everybody who waits is served."""
-    life = Life("saga")
+    life = Life(name)
     for action, index, amount in steps:
         life.do(action, index, amount)
     if not any(not worker.draining for worker in life.scheduler.fleet):
