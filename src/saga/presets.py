@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import inf
 
 from saga.cache.next_use import NextUse
+from saga.cache.overdue import LongOverdue
 from saga.cache.pinned import EndedFirst, Pinned
 from saga.cache.prefetch import BeforeReturn, NoPrefetch
 from saga.cache.prefix_lru import PrefixLru
@@ -108,6 +109,7 @@ _SAGA = Composition(
     routing=HOME_OR_QUIETEST,
     admission=WorkingSet(),
     retention=SkiRental(),
+    overdue=LongOverdue(),
     ordering=TaskFcfs(),
     tenants=WeightedService(),
     host_tier=WriteBack(eviction=PausedLast()),

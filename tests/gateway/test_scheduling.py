@@ -415,36 +415,6 @@ def test_a_reservation_expires_by_the_timer():
     asyncio.run(scene())
 
 
-def test_sessions_that_are_long_overdue_make_room_for_who_waits():
-    """Where nobody says that a task is over, sessions that are gone fill both tiers; newcomers do not wait for them."""
-
-    async def scene():
-        workers = Workers()
-        settings = SchedulingSettings(overdue_s=0.05, housekeeping_s=0.02, check_every=1, max_wait_s=20.0)
-        scheduling = GatewayScheduling(workers, settings)
-        add(workers, "a", host_kv_tokens=1_000)
-        for i in range(40):  # learn that this kind returns at once
-            for _ in range(3):
-                scheduling.finished(await scheduling.admit(call(f"s{i}")), OK)
-            scheduling.forget(f"s{i}")
-        for i in range(3):
-            scheduling.finished(
-                await scheduling.admit(call(f"gone{i}", prompt_tokens=500)), Answer(prompt_tokens=500, output_tokens=10)
-            )
-        working = await scheduling.admit(call("working", prompt_tokens=400))
-        waiting = asyncio.create_task(scheduling.admit(call("late", prompt_tokens=300)))
-        await asyncio.sleep(0)
-        assert scheduling.num_waiting == 1
-        scheduling.start()
-        ticket = await asyncio.wait_for(waiting, 15.0)
-        scheduling.finished(ticket, OK)
-        scheduling.finished(working, OK)
-        lawful(scheduling)
-        scheduling.stop()
-
-    asyncio.run(scene())
-
-
 def test_preset_names_are_checked():
     """A name that is in no table is the caller's fault."""
     from saga.errors import UnknownName

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from saga import commands as do
 from saga import events as ev
+from saga.cache.overdue import LongOverdue
 from saga.cache.ttl import FixedTtl
 from saga.errors import InvariantViolated
 from saga.presets import PRESETS, preset
@@ -28,7 +29,7 @@ class Life:
     def __init__(self, name: str) -> None:
         composition = replace(preset(name), patience_s=2.0)
         if name == "saga":
-            composition = replace(composition, retention=FixedTtl(3.0))
+            composition = replace(composition, retention=FixedTtl(3.0), overdue=LongOverdue(times=0.0, least_s=5.0))
         self.scheduler = Scheduler(composition, caps=Caps(max_sessions=6, idle_s=50.0, max_backlog=2))
         self.at_s = 0.0
         self.num_steps = 0

@@ -8,16 +8,19 @@ import pytest
 
 from saga import commands as do
 from saga import events as ev
+from saga.cache.overdue import LongOverdue
 from saga.cache.ttl import FixedTtl, Forever
 from saga.errors import ProtocolError, UsageError
 from saga.presets import preset
 from saga.routing.stealing import IdleSteals
 from saga.scheduler.composition import Caps
+from saga.scheduler.deadlines import Due
 from saga.scheduler.sessions import State
 
 from .conftest import dispatched, of
 
 HOLDS_30_S = replace(preset("saga"), retention=FixedTtl(30.0))
+GONE_AFTER_60_S = replace(HOLDS_30_S, overdue=LongOverdue(times=0.0, least_s=60.0))
 
 
 def test_a_first_step_goes_where_fewest_are_at_work(stage):
@@ -560,3 +563,72 @@ def test_without_afs_nobody_is_preempted(stage):
     at = stage("saga_no_afs")
     crowd(at)
     assert of(do.Preempt, at.wait(20.0)) == []
+
+
+def tiered(stage):
+    """A worker of 10,000 tokens with a host tier of 5,000; who is away for a minute is taken for gone."""
+    at = stage(GONE_AFTER_60_S, workers=0)
+    at.tell(ev.WorkerJoined(0.0, "w0", 10_000, host_kv_tokens=5_000))
+    return at
+
+
+def test_who_is_gone_without_a_word_keeps_nobody_out(stage):
+    """Two contexts fill both tiers; a newcomer waits until one is long overdue, and the engine hears of it."""
+    at = tiered(stage)
+    at.arrive("gone", 0, 6_000)
+    at.finish("gone", 0, "w0", 6_000)
+    at.wait(31.0)
+    at.arrive("away", 0, 6_000)
+    at.finish("away", 0, "w0", 6_000)
+    assert of(do.Hold, at.arrive("new", 0, 3_000))
+    assert at.wait(28.5) == []
+    commands = at.wait(1.0)
+    assert [(c.session, c.standing, c.expected_use_s) for c in of(do.Release, commands)] == [("gone", "paused", None)]
+    assert dispatched(commands) == [("new/0", "w0")]
+
+
+def test_who_was_taken_for_gone_comes_home_and_counts_again(stage):
+    """It is a newcomer at the gate, knows its home, and is expected as anybody else from then on."""
+    at = tiered(stage)
+    at.arrive("late", 0, 6_000)
+    at.finish("late", 0, "w0", 6_000)
+    worker = at.scheduler.fleet.get("w0")
+    assert worker.live_tokens == 6_010
+    at.wait(61.0)
+    assert (worker.live_tokens, worker.num_live) == (0, 0)
+    assert at.wait(1_000.0) == []
+    (sent,) = of(do.Dispatch, at.arrive("late", 1, 6_100))
+    assert "its prefix is here" in sent.reason
+    assert worker.live_tokens >= 6_100
+    at.finish("late", 1, "w0", 6_100)
+    assert [c.reason for c in of(do.Release, at.wait(61.0))][-1:] == ["it is long overdue"]
+    assert worker.live_tokens == 0
+
+
+def test_a_session_that_moves_in_time_is_not_taken_for_gone(stage):
+    """Each return, and each step that its client gave up, begins a new wait."""
+    at = tiered(stage)
+    worker = at.scheduler.fleet.get("w0")
+    for step in range(4):
+        at.arrive("a", step, 1_000)
+        at.finish("a", step, "w0", 1_000)
+        at.wait(40.0)
+    at.arrive("a", 4, 1_000)
+    at.wait(100.0)
+    assert worker.num_live == 1
+    at.tell(ev.StepCancelled(at.at_s, "a/4"))
+    at.wait(59.0)
+    assert worker.num_live == 1
+    at.wait(2.0)
+    assert worker.num_live == 0
+
+
+def test_one_deadline_a_session_looks_for_the_overdue(stage):
+    """Thousands of steps within the wait leave no more behind."""
+    at = tiered(stage)
+    for step in range(800):
+        at.arrive("a", step, 1_000)
+        at.finish("a", step, "w0", 1_000)
+        at.wait(0.01)
+    looks = [entry for entry in at.scheduler.deadlines._heap if entry[2] is Due.OVERDUE]
+    assert len(looks) == 1

@@ -49,7 +49,6 @@ _BYTES_PER_TOKEN = 4
 _PER_CLASS = 2**33
 _UNREACHABLE = "no connection to"  # how `upstream.Unreachable` begins where nobody listens
 _MAX_RETRY_AFTER_S = 60.0
-_OVERDUE_GAPS, _MOST_OVERDUE = 10.0, 1_000
 
 Gone: TypeAlias = Callable[[Call, Answer | None, str], None]
 
@@ -60,9 +59,8 @@ class SchedulingSettings:
 
     preset: name of a composition. max_queue: calls that may wait. max_wait_s, no_worker_wait_s: how long, seconds.
     max_move_s: how long a step waits for its prefix to be on its way. max_attempts: of one call. session_idle_s: after
-    which a session has ended; overdue_s: the same where calls wait, if it is also ten times as long as 99 of 100 of its
-    gaps. check_every: events between samples of the invariants, 0 for none. housekeeping_s: how often idle sessions are
-    looked for.
+    which a session has ended. check_every: events between samples of the invariants, 0 for none. housekeeping_s: how
+    often idle sessions are looked for.
     """
 
     preset: str = "saga"
@@ -73,7 +71,6 @@ class SchedulingSettings:
     max_attempts: int = 2
     max_sessions: int = 250_000
     session_idle_s: float = 3_600.0
-    overdue_s: float = 30.0
     check_every: int = 0
     housekeeping_s: float = 5.0
 
@@ -837,26 +834,11 @@ class GatewayScheduling:
             else:
                 self._set_timer(due_s)
 
-    def _end_overdue(self, pool: Pool, at_s: float) -> None:
-        """Few clients say that a task is over; where calls wait, sessions that should be back by far make room.
-
-        One that comes back all the same is found by its name or content, and has lost its place. O(sessions looked at).
-        """
-        for session in pool.scheduler.sessions.idle_longest(_MOST_OVERDUE):
-            away_s = at_s - session.last_seen_s
-            if away_s <= self.settings.overdue_s:
-                return
-            usual_s = pool.scheduler.model.forecast(session.track).gap.quantile(0.99)
-            if away_s > _OVERDUE_GAPS * usual_s:
-                self._tell(pool, ev.SessionEnded(at_s, session.session))
-
     def _housekeep(self) -> None:
         """Idle sessions end, empty pools go."""
         at_s = self._now_s()
         for pool in list(self.pools):
             self._tell(pool, ev.Tick(at_s))
-            if pool.num_waiting and self.composition.forecasts:
-                self._end_overdue(pool, at_s)
             if not pool.seats and not pool.num_waiting and not len(pool.scheduler.sessions):
                 self.pools.drop(pool)
         assert self._loop is not None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from saga.cache.eviction import EvictionPolicy
+from saga.cache.overdue import NeverOverdue, Overdue
 from saga.cache.prefetch import NoPrefetch, Prefetching
 from saga.cache.prefix_lru import PrefixLru
 from saga.cache.tiers import HostTier, NoHostTier
@@ -59,6 +60,7 @@ class Composition:
     routing: Routing
     admission: Admission = field(default=OpenDoor())
     retention: Retention = field(default=NoTtl())
+    overdue: Overdue = field(default=NeverOverdue())
     ordering: Ordering = field(default=Fcfs())
     tenants: TenantShare = field(default=NoShares())
     billing: Billing = field(default=DeviceSeconds())

@@ -18,6 +18,7 @@ class Due(IntEnum):
     PREFETCH = 2  # its prefix is to come back
     STEAL = 3  # a worker has been idle for long enough
     PREEMPT = 4  # a call may have been kept waiting on a worker for too long
+    OVERDUE = 5  # a session may be gone without a word
 
 
 Subject: TypeAlias = "Session | Worker"
@@ -70,4 +71,6 @@ def _valid(entry: tuple[float, int, Due, Subject]) -> bool:
         return whom.hold_until_s == at_s and whom.state is State.HELD
     if what is Due.ROAM:
         return whom.roam_at_s == at_s and whom.state is State.WAITING
+    if what is Due.OVERDUE:
+        return whom.look_at_s == at_s and whom.state is not State.ENDED
     return whom.prefetch_at_s == at_s and whom.state in (State.HELD, State.AWAY)

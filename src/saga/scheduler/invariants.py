@@ -63,7 +63,7 @@ def _counts(scheduler: Scheduler, worker: Worker) -> None:
     prompts = sum(s.prompt_tokens for s in scheduler.sessions if s.state is State.RUNNING and s.worker == name)
     _law(3, prompts == worker.running_tokens, f"{name} counts {worker.running_tokens} tokens running, {prompts} are")
     _law(3, len(worker.active) == worker.num_active, f"{name} counts {worker.num_active} active")
-    _law(3, len(worker.residents) == worker.num_live, f"{name} counts {worker.num_live} live")
+    _law(3, len(_live(worker)) == worker.num_live, f"{name} counts {worker.num_live} live")
     _law(3, len(worker.unstarted) <= worker.num_running, f"{name} has more unstarted than running steps")
 
 
@@ -76,7 +76,7 @@ def _longest(sessions: list[Session]) -> int:
 
 
 def _ledger(worker: Worker) -> None:
-    active, residents = list(worker.active.values()), list(worker.residents.values())
+    active, residents = list(worker.active.values()), _live(worker)
     own = sum(s.own_tokens for s in active)
     growth = sum(s.growth_tokens for s in active)
     counted = {"active": own + worker.active_shared.tokens, "live": _own_live(residents) + worker.live_shared.tokens}
@@ -91,6 +91,11 @@ def _ledger(worker: Worker) -> None:
     )
 
 
+def _live(worker: Worker) -> list[Session]:
+    """Who counts there: residents that are not long overdue."""
+    return [session for session in worker.residents.values() if not session.overdue]
+
+
 def _own_live(residents: list[Session]) -> int:
     return sum(max(0, s.context_tokens - s.prefix_tokens) if s.prefix else s.context_tokens for s in residents)
 
@@ -99,6 +104,8 @@ def _reservation(scheduler: Scheduler, session: Session) -> None:
     if session.reserved:
         worker = scheduler.fleet.get(session.worker)
         _law(5, worker is not None and session.session in worker.active, f"{session.session!r} holds a place nowhere")
+    counts = not session.overdue or session.state in (State.AWAY, State.WAITING)
+    _law(5, counts and not (session.overdue and session.reserved), f"{session.session!r} is at work and not counted")
     if session.state is State.HELD:
         due_s = scheduler.next_deadline_s()
         ends = session.hold_until_s == inf or (due_s is not None and due_s <= session.hold_until_s)

@@ -163,6 +163,7 @@ class Scheduler:
         session.step_arrival_s = at_s
         session.prompt_tokens = event.prompt_tokens
         session.gave_way = False
+        session.overdue_at_s = inf
         if event.deadline_s is not None:
             session.deadline_s = event.deadline_s
         if event.common_tokens is not None:
@@ -299,7 +300,7 @@ class Scheduler:
         context_tokens = self._context(session)
         growth_tokens = admission.growth(context_tokens, session.remaining_tokens)
         need_tokens = worker.need(session, context_tokens, growth_tokens)
-        return admission.fits(worker, need_tokens, new=session.lives_at != worker.worker)
+        return admission.fits(worker, need_tokens, new=session.overdue or session.lives_at != worker.worker)
 
     def _reserve(self, session: Session, worker: Worker) -> None:
         context_tokens = self._context(session)
@@ -460,6 +461,13 @@ class Scheduler:
         session.remaining_steps = forecast.remaining_steps
         session.remaining_tokens = forecast.remaining_tokens
 
+    def _expect(self, session: Session, forecast: Forecast) -> None:
+        """Remember when it is to be taken for gone. At most one deadline a session, looked at again where it moved."""
+        session.overdue_at_s = self.now_s + self.composition.overdue.after_s(forecast.gap)
+        if session.overdue_at_s < session.look_at_s:
+            session.look_at_s = session.overdue_at_s
+            self.deadlines.add(session.look_at_s, Due.OVERDUE, session)
+
     def _begin_gap(self, session: Session, worker: Worker) -> None:
         """Decide how long the session's place, and its prefix, are kept for it."""
         if not self.composition.forecasts and not self._gates:
@@ -467,6 +475,7 @@ class Scheduler:
             return
         forecast = self._forecast(session)
         self._note(session, forecast)
+        self._expect(session, forecast)
         facts = GapFacts(
             gap=forecast.gap,
             continue_probability=forecast.continue_probability,
@@ -620,14 +629,17 @@ class Scheduler:
     def _drop_running(self, session: Session) -> None:
         session.did(Did.CANCELLED)
         self._give_up_place(session)
-        self._end_step(session)
-        self._take_backlog(session)
+        self._drop(session)
 
     def _drop_step(self, session: Session) -> None:
         """A step that was never dispatched leaves."""
         session.did(Did.CANCELLED)
         session.roam_at_s = inf
+        self._drop(session)
+
+    def _drop(self, session: Session) -> None:
         self._end_step(session)
+        self._expect(session, self._forecast(session))
         self._take_backlog(session)
 
     def _on_step_cancelled(self, event: ev.StepCancelled) -> None:
@@ -755,6 +767,7 @@ class Scheduler:
         session.reserved = False
         session.own_tokens, session.growth_tokens = 0, 0.0
         session.prefetch_at_s = inf
+        session.overdue = False
         if session.state is State.HELD:
             session.did(Did.LET_GO)
             session.hold_until_s = inf
@@ -789,7 +802,7 @@ class Scheduler:
         return session.state is State.RUNNING and worker is not None and session.step not in worker.unstarted
 
     def _plan_prefetch(self, session: Session) -> None:
-        if session.prefetch_at_s < inf or session.away_since_s is None:
+        if session.prefetch_at_s < inf or session.away_since_s is None or session.overdue:
             return
         waited_s = self.now_s - session.away_since_s
         forecast = self._forecast(session, waited_s)
@@ -815,9 +828,29 @@ class Scheduler:
             elif what is Due.ROAM:
                 whom.roam_at_s = inf
                 self._roam(whom)
+            elif what is Due.OVERDUE:
+                self._look(whom)
             else:
                 whom.prefetch_at_s = inf
                 self._out.append(do.Prefetch(whom.session, whom.home, "expected back soon"))
+
+    def _look(self, session: Session) -> None:
+        """Where it is long overdue it counts no longer, and is expected at no time, until it comes back."""
+        session.look_at_s = inf
+        worker = self.fleet.get(session.lives_at)
+        if worker is None or session.overdue or session.overdue_at_s == inf:
+            return
+        if self.now_s < session.overdue_at_s:
+            session.look_at_s = session.overdue_at_s
+            self.deadlines.add(session.look_at_s, Due.OVERDUE, session)
+            return
+        if session.state is State.HELD:
+            session.did(Did.LET_GO)
+            self._let_go(session)
+        session.prefetch_at_s = inf
+        worker.overlook(session)
+        self._touched(worker, freed=True)
+        self._out.append(do.Release(session.session, worker.worker, Standing.PAUSED, "it is long overdue"))
 
     def _roam(self, session: Session) -> None:
         """Home has kept it waiting for too long: any worker may take it now."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from enum import IntEnum
-from itertools import islice
 
 from saga.errors import ProtocolError
 from saga.events import StepArrived
@@ -77,6 +76,8 @@ class Session(SessionView):
     prefix apart. Times of pending deadlines are nan-free: inf means none. backlog: steps that came while one was live.
     children: open sessions that it spawned, None for none so far. sent_at_s: when its step was last dispatched;
     gave_way: whether that step was taken back once for another one's sake.
+    overdue_at_s: when it is taken for gone unless it comes back; look_at_s: when that is looked at next.
+    overdue: it is, and its worker counts it no longer.
     """
 
     __slots__ = (
@@ -90,6 +91,9 @@ class Session(SessionView):
         "hold_until_s",
         "last_seen_s",
         "lives_at",
+        "look_at_s",
+        "overdue",
+        "overdue_at_s",
         "own_tokens",
         "parent",
         "place",
@@ -128,6 +132,9 @@ class Session(SessionView):
         self.hold_until_s = float("inf")
         self.roam_at_s = float("inf")
         self.prefetch_at_s = float("inf")
+        self.overdue_at_s = float("inf")
+        self.look_at_s = float("inf")
+        self.overdue = False
         self.last_seen_s = event.at_s
         self.place = 0
         self.arrived: StepArrived | None = None
@@ -213,10 +220,6 @@ class SessionTable:
     def longest_idle(self) -> Session | None:
         """The session that has been without a live step for longest."""
         return next(iter(self._idle.values()), None)
-
-    def idle_longest(self, most: int) -> list[Session]:
-        """At most so many idle sessions, the longest idle first."""
-        return list(islice(self._idle.values(), most))
 
     def close(self, session: Session) -> None:
         """Forget it, and its task with its last session."""

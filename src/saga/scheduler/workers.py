@@ -135,20 +135,37 @@ class Worker(WorkerView):
         """The session lives here from now on; its context counts. O(1)."""
         session.lives_at = self.worker
         self.residents[session.session] = session
-        self.num_live += 1
-        if session.prefix:
-            self.live_tokens += self.live_shared.add(session.prefix, session.prefix_tokens)
-        self.live_tokens += _own(session, session.context_tokens)
+        self._count(session)
 
     def grow(self, session: Session, context_tokens: int) -> None:
-        """Its context is now this long. O(1)."""
+        """Its context is now this long, and counts where it was overlooked. O(1)."""
+        if session.overdue:
+            session.context_tokens = context_tokens
+            self._count(session)
+            return
         self.live_tokens += _own(session, context_tokens) - _own(session, session.context_tokens)
         session.context_tokens = context_tokens
+
+    def overlook(self, session: Session) -> None:
+        """The session lives here still, but is not expected back: it counts no longer. O(1)."""
+        self._uncount(session)
+        session.overdue = True
 
     def leave(self, session: Session) -> None:
         """The session lives here no longer. O(1)."""
         session.lives_at = ""
         del self.residents[session.session]
+        if not session.overdue:
+            self._uncount(session)
+
+    def _count(self, session: Session) -> None:
+        session.overdue = False
+        self.num_live += 1
+        if session.prefix:
+            self.live_tokens += self.live_shared.add(session.prefix, session.prefix_tokens)
+        self.live_tokens += _own(session, session.context_tokens)
+
+    def _uncount(self, session: Session) -> None:
         self.num_live -= 1
         if session.prefix:
             self.live_tokens -= self.live_shared.remove(session.prefix)
