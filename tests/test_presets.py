@@ -10,8 +10,10 @@ from saga.cache.prefetch import NoPrefetch
 from saga.cache.ttl import FixedTtl, Forever, NoTtl
 from saga.errors import UnknownName
 from saga.fairness.agent_fair_share import AgentUrgency
+from saga.ordering.breadth_first import BreadthFirst
+from saga.ordering.classes import UrgencyClasses
 from saga.ordering.least_attained import ShortestRemaining
-from saga.presets import PRESETS, preset
+from saga.presets import PRESETS, preset, saga_paper
 from saga.routing.stealing import NoStealing
 from saga.scheduler.composition import Composition
 
@@ -38,7 +40,8 @@ def test_who_looks_at_forecasts_gets_them(composition: Composition) -> None:
     """A policy that asks for forecasts where nothing is learned would silently see the same of everybody."""
     looks = (
         not isinstance(composition.retention, NoTtl | Forever | FixedTtl)
-        or isinstance(composition.ordering, AgentUrgency | ShortestRemaining)
+        or isinstance(composition.ordering, AgentUrgency | ShortestRemaining | UrgencyClasses)
+        or composition.preemption.blocked_s is not None
         or not isinstance(composition.prefetching, NoPrefetch)
     )
     assert composition.forecasts or not looks
@@ -78,6 +81,79 @@ def test_who_steals_balances_calls(composition: Composition) -> None:
 def test_a_variant_of_the_baseline_differs_in_just_what_it_says(name: str, differs_in: set[str]) -> None:
     """A comparison says something only if nothing else was changed."""
     assert differences(preset(name), preset("vllm_apc")) == differs_in
+
+
+@pytest.mark.parametrize(
+    ("name", "differs_in"),
+    [
+        ("saga_no_walru", {"engine"}),
+        ("saga_no_ttl", {"retention"}),
+        ("saga_no_prefetch", {"prefetching"}),
+        ("saga_no_affinity", {"routing", "migrate"}),
+        ("saga_no_stealing", {"stealing"}),
+        ("saga_no_afs", {"ordering", "preemption"}),
+        ("saga_paper_bfs", {"ordering"}),
+        ("saga_paper_dfs", {"ordering"}),
+    ],
+)
+def test_an_ablation_of_the_paper_takes_one_mechanism_from_its_system(name: str, differs_in: set[str]) -> None:
+    """Its table says what each mechanism earns: the rest must be the paper's."""
+    assert differences(preset(name), preset("saga_paper")) == differs_in
+
+
+@pytest.mark.parametrize(
+    ("name", "differs_in"),
+    [
+        ("saga_no_admission", {"admission"}),
+        ("saga_no_dram", {"host_tier"}),
+        ("saga_no_retention", {"retention"}),
+        ("saga_no_order", {"ordering"}),
+        ("saga_no_next_use", {"engine"}),
+        ("saga_no_moves", {"migrate"}),
+    ],
+)
+def test_an_ablation_of_the_default_takes_one_policy_from_it(name: str, differs_in: set[str]) -> None:
+    """One question at a time."""
+    assert differences(preset(name), preset("saga")) == differs_in
+
+
+@pytest.mark.parametrize(
+    ("constant", "value", "moves"),
+    [
+        ("alpha", 0.4, {"engine"}),
+        ("beta", 0.6, {"engine"}),
+        ("gamma", 0.1, {"engine"}),
+        ("theta", 0.95, {"routing"}),
+        ("t_idle_s", 0.05, {"stealing"}),
+        ("r_max", 1.5, {"stealing"}),
+        ("ttl_max_s", 120.0, {"retention", "engine"}),
+        ("theta_conf", 0.5, {"min_confidence"}),
+        ("queue", BreadthFirst(), {"ordering"}),
+    ],
+)
+def test_each_constant_of_the_paper_can_be_varied_alone(constant: str, value: object, moves: set[str]) -> None:
+    """The sensitivity table needs every one of them, and the default of each is the paper's."""
+    assert differences(saga_paper(**{constant: value}), saga_paper()) == moves  # type: ignore[arg-type]
+    assert not differences(saga_paper(), preset("saga_paper"))
+
+
+RIVALS = (
+    "sglang",
+    "llumnix",
+    "trt_llm_scaffolding",
+    "vllm_kvflow",
+    "continuum",
+    "thunderagent",
+    "lmetric",
+    "vtc",
+    "saga_paper",
+)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_model_of_another_system_says_what_it_leaves_out(name: str) -> None:
+    """It models a published mechanism and is not that system; who reads a comparison must be told the difference."""
+    assert preset(name).left_out
 
 
 @pytest.mark.parametrize(

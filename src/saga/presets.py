@@ -22,9 +22,10 @@ from saga.cache.ttl import FixedTtl, Forever, NoTtl, P95Ttl, SkiRental, UtilityT
 from saga.cache.workflow_lru import WorkflowLru
 from saga.errors import UnknownName
 from saga.fairness.admission import OpenDoor, SessionCap, WorkingSet
-from saga.fairness.agent_fair_share import AgentUrgency, WeightedService
+from saga.fairness.agent_fair_share import AgentUrgency
 from saga.fairness.pause_resume import PauseResume
 from saga.fairness.preemption import NoPreemption, UrgentFirst
+from saga.fairness.start_time_fair import StartTimeFair
 from saga.fairness.virtual_token_counter import LeastCounter, TokenCosts
 from saga.ordering.breadth_first import BreadthFirst
 from saga.ordering.classes import UrgencyClasses
@@ -111,7 +112,7 @@ _SAGA = Composition(
     retention=SkiRental(),
     overdue=LongOverdue(),
     ordering=TaskFcfs(),
-    tenants=WeightedService(),
+    tenants=StartTimeFair(),
     host_tier=WriteBack(eviction=PausedLast()),
     engine=EngineRules(eviction=NextUse(), queue="priority"),
     migrate=True,
@@ -190,7 +191,7 @@ def saga_paper(
             "first. Urgency: W - S is the forecast remaining device seconds of the task, W is S + that; its powers of "
             "two are classes, Hybrid decides within one. Preemption: once per call, by one blocked for 500 ms beyond "
             "its own prefill and twice as urgent. Below theta_conf a forecast counts as none: P_reuse 1, TTL of an "
-            "unknown tool, urgency 0, no prefetch"
+            "unknown tool, a task half done, no prefetch"
         ),
         source="arXiv 2605.00528 (HPDC '26)",
         left_out=(
@@ -285,7 +286,7 @@ _SGLANG = Composition(
         "SGLang's mechanism: prefix tree with LRU, longest cached prefix first, behind its cache-aware balancer (home "
         "if 30 % of the prompt is there, shortest queue when calls are out of balance)"
     ),
-    source="SGLang (NeurIPS '24; 0.5.8): RadixAttention, schedule policy lpm, router policy cache_aware",
+    source="SGLang (NeurIPS '24; 0.5.8): RadixAttention, schedule policy lpm (the paper's), router policy cache_aware",
     left_out=(
         "strangers that share a system prompt are not drawn to one worker by it, as the router's tree does (in its "
         "favour); fall-back to FCFS above 128 waiting calls; in-batch prefix sharing"
@@ -304,8 +305,8 @@ _LLUMNIX = Composition(
     ),
     source="Llumnix (OSDI '24; 1.2 over vLLM 0.6): freeness, virtual usage, rescheduling",
     left_out=(
-        "only calls that have not begun to answer are moved: live migration of running ones, with its KV, is not "
-        "modelled; priorities and auto-scaling"
+        "live migration of calls that answer already, with their KV (only calls that have not begun are moved); "
+        "priorities; auto-scaling"
     ),
     routing=Profile("freest", ((Freest(), 1.0),), balance="calls"),
     stealing=LevelFreeness(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +75,37 @@ def agent(index: int, rng: random.Random, *, arrival_s: float | None = None) -> 
     if with_child:
         sessions.append(chain(f"s{index}.child", stream + 1, turns(rng.randint(1, 3)), parent=0))
     return Task(f"t{index}", f"tenant{index % 2}", "coder", "made", tuple(sessions), arrival_s)
+
+
+def supervisor(index: int, rng: random.Random) -> Task:
+    """A parent that spawns two sub-agents at once, of which one has a child; all forget half of what they read."""
+
+    def turns() -> list[tuple[int, int, float]]:
+        return [(rng.randint(100, 2_000), rng.randint(1, 80), rng.choice([0.0, 2.0, 20.0])) for _ in range(3)]
+
+    stream = 10 + 100 * index
+    sessions = [
+        chain(f"p{index}", stream, turns(), spawns={0: (1, 2)}),
+        chain(f"p{index}.a", stream + 20, turns(), parent=0, spawns={1: (3,)}),
+        chain(f"p{index}.b", stream + 40, turns(), parent=0),
+        chain(f"p{index}.c", stream + 60, turns(), parent=1),
+    ]
+    cut = [replace(each, calls=tuple(_forget(call, rng) for call in each.calls)) for each in sessions]
+    return Task(f"t{index}", f"tenant{index % 3}", "supervisor", "made", tuple(cut))
+
+
+def _forget(call: Call, rng: random.Random) -> Call:
+    """The call goes on from its own copy of the last half of the history, a stream of its own."""
+    stream, tokens = call.path[-1]
+    kept = min(tokens // 2, max(0, call.common_tokens - SYSTEM_TOKENS))
+    path = (*call.path[:-1], (stream, kept), (10**9 + rng.randrange(10**9), tokens - kept))
+    return replace(call, path=path, common_tokens=min(call.common_tokens, SYSTEM_TOKENS + kept))
+
+
+@pytest.fixture
+def forks() -> Plan:
+    """Agents with sub-agents that work at the same time and rewrite what they have read."""
+    return Plan(supervisor, mean_context_tokens=3_000.0)
 
 
 @pytest.fixture

@@ -60,6 +60,16 @@ def test_every_preset_finishes_with_all_laws_kept(name: str, tiny: Plan, config:
 
 
 @pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_keeps_all_laws_with_sub_agents_that_rewrite_history(
+    name: str, forks: Plan, config: Build
+) -> None:
+    """Parents wait for children that need their room, prefixes break off half-way, tenants share three workers."""
+    run = simulate(config(name, workers=3, rate_per_s=0.3, tasks=14, check_every=1), forks)
+    assert run.metrics["tasks_completed"] == 14
+    assert run.metrics["calls"] == 14 * 4 * 3
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_each_call_of_the_plan_arrives_once_and_finishes_once(
     name: str, tiny: Plan, config: Build, tmp_path: Path
 ) -> None:

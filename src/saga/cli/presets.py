@@ -17,20 +17,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 @presets_app.callback(invoke_without_command=True)
-def presets(context: typer.Context) -> None:
+def presets(context: typer.Context, as_json: AsJson = False) -> None:
     """List the presets, or show what one is made of.
 
-    saga presets list
+    saga presets
 
     saga presets show saga --json
     """
     if context.invoked_subcommand is None:
-        list_presets()
+        list_presets(as_json)
 
 
 @presets_app.command("list")
 def list_presets(as_json: AsJson = False) -> None:
-    """Every preset with its description and source."""
+    """Every preset with its mechanism, its source and what is left out of it."""
     from saga.presets import PRESETS
 
     if as_json:
@@ -44,7 +44,9 @@ def list_presets(as_json: AsJson = False) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     for composition in PRESETS.values():
-        table.add_row(composition.name, f"{escape(composition.description)} [dim]({escape(composition.source)})[/dim]")
+        said = f"{escape(composition.description)} [dim]({escape(composition.source)})[/dim]"
+        left_out = f"\n[dim]Not modelled: {escape(composition.left_out)}[/dim]" if composition.left_out else ""
+        table.add_row(composition.name, said + left_out)
     Console(highlight=False).print(table)
 
 
@@ -58,13 +60,14 @@ def show_preset(name: Annotated[str, typer.Argument(help="Name of a preset.")], 
     if as_json:
         _write_json(parts)
         return
+    width = max(map(len, parts))
     for key, value in parts.items():
-        typer.echo(f"{key:14} {_in_words(value)}")
+        typer.echo(f"{key:{width}} {_in_words(value)}".rstrip())
 
 
 def _heading(composition: Composition) -> dict[str, str]:
     """What tells presets apart at a glance."""
-    return {"name": composition.name, "description": composition.description, "source": composition.source}
+    return {name: getattr(composition, name) for name in ("name", "description", "source", "left_out")}
 
 
 def _describe(part: object) -> object:
