@@ -149,12 +149,17 @@ class WorkerView:
 
 
 class TenantView:
-    """What a fairness policy may know about a tenant: device seconds attained, its weight, open sessions."""
+    """What a fairness policy may know about a tenant: device seconds attained, its weight, open sessions.
 
-    __slots__ = ("attained_s", "num_sessions", "tenant", "weight")
+    advanced_s: device seconds charged in advance for places that it holds now; num_waiting: sessions at the gate.
+    """
+
+    __slots__ = ("advanced_s", "attained_s", "num_sessions", "num_waiting", "tenant", "weight")
 
     def __init__(self, tenant: str, weight: float = 1.0) -> None:
         self.tenant = tenant
         self.weight = weight
         self.attained_s = 0.0
+        self.advanced_s = 0.0
         self.num_sessions = 0
+        self.num_waiting = 0

@@ -48,7 +48,7 @@ class Naive:
         """One action on both."""
         one = self.sessions[index]
         waits = one.state is State.WAITING
-        if action == "add" and not waits:
+        if action == "add" and one.state is State.AWAY:
             one.did(Did.ARRIVED)
             one.preempted = preempted
             self.gate.add(lane, one, rank)
@@ -76,9 +76,9 @@ class Naive:
                 self.entries = [entry for entry in self.entries if entry[0] != lane]
 
     def head(self, lane: str) -> Session | None:
-        """Preempted first, then the tenant with the least service, then rank, then place."""
+        """The tenant with the least service, then preempted first, then rank, then place."""
         here = [entry for entry in self.entries if entry[0] == lane]
-        first = min(here, key=lambda e: (e[2], self.tenants[e[1].tenant].attained_s, e[3], e[4]), default=None)
+        first = min(here, key=lambda e: (self.tenants[e[1].tenant].attained_s, *e[2:]), default=None)
         return first and first[1]
 
 

@@ -1,7 +1,7 @@
 """Shares between tenants, and the paper's AFS urgency between tasks.
 
-`WeightedService` is what holds under overload (POLICY item 4); `AgentUrgency` is the paper's rule, to compare. Both
-refuse to know queues: they rank.
+`WeightedService` is the plain rule (`start_time_fair` is the one with a bound); `AgentUrgency` is the paper's, to
+compare. They refuse to know queues: they rank.
 """
 
 from __future__ import annotations
@@ -13,10 +13,22 @@ from saga.views import SessionView, TenantView
 
 
 class TenantShare(Protocol):
-    """Ranks tenants that have work waiting: the lowest rank is served next."""
+    """Ranks tenants that have work waiting: the lowest rank is served next.
+
+    advance_s: device seconds that a session is charged when it gets a place, and given back as far as unused.
+    """
+
+    @property
+    def advance_s(self) -> float:
+        """0 where service is charged only when it is known."""
+        ...
 
     def rank(self, tenant: TenantView) -> float:
         """Lower is served next. O(1)."""
+        ...
+
+    def stands_back(self, mine: float, waiting: float) -> bool:
+        """Whether a tenant of rank `mine` gets no step dispatched while one of rank `waiting` waits for any worker."""
         ...
 
 
@@ -24,18 +36,30 @@ class TenantShare(Protocol):
 class NoShares:
     """Tenants are not told apart."""
 
+    advance_s: float = 0.0
+
     def rank(self, tenant: TenantView) -> float:
         """The same for all."""
         return 0.0
 
+    def stands_back(self, mine: float, waiting: float) -> bool:
+        """Nobody does."""
+        return False
+
 
 @dataclass(frozen=True)
 class WeightedService:
-    """Least attained device seconds per weight first (start-time fair: an idle tenant banks nothing)."""
+    """Least attained device seconds per weight first; who has a place keeps it, whoever waits."""
+
+    advance_s: float = 0.0
 
     def rank(self, tenant: TenantView) -> float:
         """Attained device seconds / weight."""
         return tenant.attained_s / tenant.weight
+
+    def stands_back(self, mine: float, waiting: float) -> bool:
+        """Nobody does: only who gets the next free place is decided."""
+        return False
 
 
 @dataclass(frozen=True)

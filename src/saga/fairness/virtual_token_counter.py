@@ -59,6 +59,12 @@ class TokenCosts:
 class LeastCounter:
     """The least counter per weight is served next."""
 
+    advance_s: float = 0.0
+
     def rank(self, tenant: TenantView) -> float:
         """Attained tokens / weight."""
         return tenant.attained_s / tenant.weight
+
+    def stands_back(self, mine: float, waiting: float) -> bool:
+        """Nobody does: only who is next is decided."""
+        return False

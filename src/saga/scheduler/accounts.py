@@ -1,11 +1,15 @@
 """Accounts of tenants: who has had how much of the fleet, in device seconds. Who is next is `fairness`' question.
 
-Start-time fair: a virtual time (device seconds per weight) follows the least served tenant at work and never runs back;
-when nobody is at work it stands at the most that anybody has had. Who joins is set to it at least: an idle tenant banks
-nothing, and nobody is held back for having used a fleet that was empty.
+Start-time fair: a virtual time (device seconds per weight) follows the least served tenant that waits, or that is
+served while nobody waits, and never runs back; when nobody is at work it stands at the most that anybody has had. Who
+joins, begins to wait or is given a step is set to it at least: a tenant that asks for little banks nothing, and nobody
+is held back for having used a fleet that was empty. What follows from that is proved in docs/fairness.md.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
 
 from saga.events import StepFinished
 from saga.views import TenantView, WorkerView
@@ -42,9 +46,25 @@ class Accounts:
                     self._virtual_s, *(each.attained_s / each.weight for each in self.tenants.values())
                 )
 
+    def level(self, name: str) -> None:
+        """Whatever the tenant did not ask for is lost to it. O(1)."""
+        tenant = self.tenants[name]
+        tenant.attained_s = max(tenant.attained_s, self._virtual_s * tenant.weight)
+
+    def serve(self, name: str, waiting: Iterable[TenantView]) -> None:
+        """The tenant is given a step while these wait for any worker: time goes on to the least served. O(waiting)."""
+        self.level(name)
+        tenant = self.tenants[name]
+        least = min((other.attained_s / other.weight for other in waiting), default=inf)
+        self._virtual_s = max(self._virtual_s, min(least, tenant.attained_s / tenant.weight))
+
     def charge(self, name: str, service_s: float) -> None:
         """The tenant has received this many device seconds."""
         self.tenants[name].attained_s += service_s
+
+    def advance(self, name: str, service_s: float) -> None:
+        """A place was taken: so much is charged before it is known; negative when it is used, or given back."""
+        self.tenants[name].advanced_s += service_s
 
     def _open(self, name: str) -> TenantView:
         """At the cap the idle accounts are closed first (they would rejoin level anyway). O(tenants) at the cap."""

@@ -15,7 +15,7 @@ from saga.scheduler.sessions import Session, State
 from saga.views import TenantView
 
 Entry: TypeAlias = tuple[bool, float, int, Session]
-"""(not preempted, rank, place, session): preempted first, then rank, then arrival."""
+"""(not preempted, rank, place, session): within a tenant preempted first, then rank, then arrival."""
 
 ANYWHERE = ""
 """The lane of sessions that any worker may take."""
@@ -29,13 +29,14 @@ class Gate:
         self._tenants = tenants
         self._lanes: dict[str, dict[str, list[Entry]]] = {}
         self._next_place = 0
+        self._num_tenants = 0
         self.num_waiting = 0
 
     def add(self, lane: str, session: Session, rank: float) -> None:
         """Let the session wait; ranks are lowest first."""
         self._next_place += 1
         session.place = self._next_place
-        self.num_waiting += 1
+        self._count(session, 1)
         self._push(lane, (not session.preempted, rank, session.place, session))
 
     def also(self, lane: str, session: Session, rank: float) -> None:
@@ -45,7 +46,19 @@ class Gate:
     def remove(self, session: Session) -> None:
         """The session waits no longer; its entries die where they lie."""
         session.place = 0
-        self.num_waiting -= 1
+        self._count(session, -1)
+
+    def is_full_for(self, name: str, most: int) -> bool:
+        """Whether `most` wait and the tenant has its part of them, so that a flood keeps no others out. O(1).
+
+        No more than twice `most` can wait.
+        """
+        return self.num_waiting >= most and self._tenants[name].num_waiting * self._num_tenants >= most
+
+    def in_the_open(self) -> list[TenantView]:
+        """Tenants with a session that any worker may take. O(tenants)."""
+        heaps = self._lanes.get(ANYWHERE)
+        return [self._tenants[name] for name in list(heaps) if self._top(heaps, name)] if heaps else []
 
     def head(self, lane: str) -> tuple[float, Entry] | None:
         """(tenant's rank, entry) of the lane's next session, None for an empty lane."""
@@ -86,6 +99,13 @@ class Gate:
         """A worker is gone: its lane too (its sessions were added to another one before)."""
         self._lanes.pop(lane, None)
 
+    def _count(self, session: Session, more: int) -> None:
+        tenant = self._tenants[session.tenant]
+        self.num_waiting += more
+        self._num_tenants -= tenant.num_waiting > 0
+        tenant.num_waiting += more
+        self._num_tenants += tenant.num_waiting > 0
+
     def _push(self, lane: str, entry: Entry) -> None:
         heaps = self._lanes.setdefault(lane, {})
         heapq.heappush(heaps.setdefault(entry[3].tenant, []), entry)
@@ -101,9 +121,8 @@ class Gate:
 
 
 def precedes(one: tuple[float, Entry], other: tuple[float, Entry]) -> bool:
-    """Preempted sessions first, then the tenant with the lower rank, then rank and arrival."""
-    mine, theirs = one[1], other[1]
-    return (mine[0], one[0], mine[1], mine[2]) < (theirs[0], other[0], theirs[1], theirs[2])
+    """The tenant with the lower rank first; among equals preempted sessions, then rank and arrival."""
+    return (one[0], *one[1][:3]) < (other[0], *other[1][:3])
 
 
 def _alive(entry: Entry) -> bool:

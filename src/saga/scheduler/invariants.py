@@ -7,7 +7,7 @@
 5. A reservation lies on a known worker, and is held across a gap for ever by intent or with a deadline ahead.
 6. Nothing points at a worker that is lost.
 7. Every waiting session is in a lane of the gate.
-8. The sums of open sessions per tenant and task are right; closed ones have left nothing behind.
+8. The sums of open and waiting sessions and of advances per tenant are right, those of sessions per task too.
 9. What is remembered is bounded by the caps.
 
 This module refuses to mend anything.
@@ -15,7 +15,7 @@ This module refuses to mend anything.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from math import inf, isclose
 
 from saga.errors import InvariantViolated
@@ -127,8 +127,15 @@ def _gate(scheduler: Scheduler) -> None:
 
 def _sums(scheduler: Scheduler) -> None:
     by_tenant = Counter(s.tenant for s in scheduler.sessions)
+    waiting = Counter(s.tenant for s in scheduler.sessions if s.state is State.WAITING)
+    advanced_s: dict[str, float] = defaultdict(float)
+    for session in scheduler.sessions:
+        advanced_s[session.tenant] += session.advanced_s
     for tenant in scheduler.accounts.tenants.values():
-        _law(8, tenant.num_sessions == by_tenant[tenant.tenant], f"tenant {tenant.tenant!r} miscounts its sessions")
+        name = tenant.tenant
+        _law(8, tenant.num_sessions == by_tenant[name], f"tenant {name!r} miscounts its sessions")
+        _law(8, tenant.num_waiting == waiting[name], f"tenant {name!r} miscounts those that wait")
+        _law(8, isclose(tenant.advanced_s, advanced_s[name], abs_tol=1e-6), f"tenant {name!r} miscounts its advances")
     _law(8, scheduler.sessions.num_tasks == len({s.task for s in scheduler.sessions}), "a task outlives its sessions")
 
 

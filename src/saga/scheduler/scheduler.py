@@ -38,7 +38,6 @@ from saga.workflow.model import WorkflowModel, WorkflowSettings
 _SHORT_LIST_FROM = 17
 _PRIORITY_PER_RANK = 1_000.0
 _MAX_PRIORITY = 2**62
-_MOST_PASSED = 8
 _WAIT_KEEP = 0.9
 
 
@@ -71,6 +70,7 @@ class Scheduler:
         self._least = LeastLoadedIndex(composition.routing.balance)
         self._out: list[Command] = []
         self._roomier: dict[str, Worker] = {}
+        self._held_back: dict[str, Worker] = {}
         self._handlers: dict[type[ev.Event], Callable[..., None]] = {
             ev.StepArrived: self._on_step_arrived,
             ev.FirstToken: self._on_first_token,
@@ -172,6 +172,8 @@ class Scheduler:
         if away_since_s is None and self.composition.forecasts:
             self._note(session, self._forecast(session))
         held = session.state is State.HELD
+        if held:
+            self._charge_gap(session)
         session.did(Did.ARRIVED)
         self._tell_parent(session)
         if not self._gates:
@@ -197,7 +199,8 @@ class Scheduler:
 
     def _resume(self, session: Session) -> None:
         worker = self.fleet.get(session.worker)
-        if worker is None or worker.draining or session.prompt_tokens >= worker.kv_tokens:
+        fits = worker is not None and not worker.draining and session.prompt_tokens < worker.kv_tokens
+        if worker is None or not fits or self._stands_back(session):
             self._let_go(session)
             self._enter(session)
             return
@@ -213,7 +216,9 @@ class Scheduler:
         rank = self.composition.ordering.rank(session, self.now_s)
         home = self._home(session)
         if home is not None:
-            if not self._outranked(session, rank, home.worker) and self._fits(session, home):
+            if self._stands_back(session):
+                self._held_back[home.worker] = home
+            elif not self._outranked(session, rank, home.worker) and self._fits(session, home):
                 self._admit(session, home, "its prefix is here and there is room")
                 return
             session.roam_at_s = self.now_s + self.composition.patience_s
@@ -245,6 +250,26 @@ class Scheduler:
         head = self.gate.head(lane)
         return head is not None and precedes(head, self.gate.turn(session, rank))
 
+    def _stands_back(self, session: Session) -> bool:
+        """Whether its tenant is ahead of one that any worker might serve by more than its policy allows."""
+        if not self.gate.num_waiting:
+            return False
+        first, tenants = self.gate.head(ANYWHERE), self.composition.tenants
+        if first is None or not tenants.stands_back(self._rank(session.tenant), first[0]):
+            return False
+        self._is_owed(first[1][3])
+        return True
+
+    def _is_owed(self, session: Session) -> None:
+        """Others stand back for it: now it needs room on the device only, whatever the host tier holds."""
+        if not session.owed:
+            session.owed = True
+            for worker in self._candidates(session):
+                self._roomier[worker.worker] = worker
+
+    def _rank(self, tenant: str) -> float:
+        return self.composition.tenants.rank(self.accounts.tenants[tenant])
+
     def _roomy(self, session: Session, rank: float) -> Worker | None:
         return self._place(
             session,
@@ -256,10 +281,11 @@ class Scheduler:
         )
 
     def _wait(self, session: Session, lane: str, reason: str, rank: float | None = None) -> None:
-        if self.gate.num_waiting >= self.caps.max_waiting:
+        if self.gate.is_full_for(session.tenant, self.caps.max_waiting):
             self._out.append(do.Reject(session.step, f"{self.gate.num_waiting} sessions wait already", 5.0))
             self._drop_step(session)
             return
+        self.accounts.level(session.tenant)
         self.gate.add(lane, session, self.composition.ordering.rank(session, self.now_s) if rank is None else rank)
         self._out.append(do.Hold(session.step, reason))
 
@@ -273,6 +299,8 @@ class Scheduler:
             self._roomier[home.worker] = home
         for worker in self._candidates(session):
             self._roomier[worker.worker] = worker
+        self._roomier.update(self._held_back)
+        self._held_back.clear()
 
     # ------------------------------------------------------------------ a place and a worker
 
@@ -300,7 +328,8 @@ class Scheduler:
         context_tokens = self._context(session)
         growth_tokens = admission.growth(context_tokens, session.remaining_tokens)
         need_tokens = worker.need(session, context_tokens, growth_tokens)
-        return admission.fits(worker, need_tokens, new=session.overdue or session.lives_at != worker.worker)
+        new = session.overdue or session.lives_at != worker.worker
+        return admission.fits(worker, need_tokens, new=new and not session.owed)
 
     def _reserve(self, session: Session, worker: Worker) -> None:
         context_tokens = self._context(session)
@@ -321,6 +350,8 @@ class Scheduler:
         self._dispatch(session, worker, f"{reason}: {worker.reserved_tokens:.0f} of {worker.kv_tokens} tokens reserved")
 
     def _dispatch(self, session: Session, worker: Worker, reason: str) -> None:
+        if self._gates:
+            self.accounts.serve(session.tenant, self.gate.in_the_open() if self.gate.num_waiting else ())
         context_tokens = self._context(session)
         if session.lives_at == worker.worker:
             worker.grow(session, context_tokens)
@@ -330,7 +361,7 @@ class Scheduler:
             worker.settle(session)
         session.roam_at_s = session.hold_until_s = session.prefetch_at_s = inf
         session.worker = worker.worker
-        session.preempted = False
+        session.preempted = session.owed = False
         session.did(Did.DISPATCHED)
         session.sent_at_s = self.now_s
         worker.num_running += 1
@@ -439,10 +470,30 @@ class Scheduler:
     def _account(self, session: Session, worker: Worker, event: ev.StepFinished) -> None:
         """Charge tenant and task."""
         seconds = service_s(event, worker)
-        self.accounts.charge(session.tenant, self.composition.billing.finished(event, seconds))
+        self._charge(session, self.composition.billing.finished(event, seconds))
         task = self.sessions.task(session)
         task.attained_s += seconds
         session.attained_s = task.attained_s
+
+    def _charge(self, session: Session, seconds: float) -> None:
+        """What its place was charged in advance is used up first."""
+        self.accounts.charge(session.tenant, seconds)
+        used_s = min(session.advanced_s, seconds)
+        session.advanced_s -= used_s
+        self.accounts.advance(session.tenant, -used_s)
+
+    def _charge_gap(self, session: Session) -> None:
+        """Memory kept across a gap costs the others its share of the device for that long (as in `cache.ttl`)."""
+        worker, since_s = self.fleet.get(session.worker), session.away_since_s
+        if worker is not None and since_s is not None and session.reserved:
+            self._charge(session, (self.now_s - since_s) * session.own_tokens / worker.kv_tokens)
+
+    def _charge_unfinished(self, session: Session, worker: Worker) -> None:
+        """A step that ends without an answer: prefill and its part of the batch, at most the time that it was there."""
+        elapsed_s = self.now_s - session.sent_at_s
+        new_tokens = max(0, session.prompt_tokens - session.home_tokens - session.home_host_tokens)
+        share_s = new_tokens / worker.prefill_tokens_per_s + elapsed_s / max(1, worker.num_running)
+        self._charge(session, min(elapsed_s, share_s))
 
     def _end_step(self, session: Session) -> None:
         self.sessions.steps.pop(session.step, None)
@@ -486,7 +537,8 @@ class Scheduler:
             context_tokens=session.context_tokens,
             wait_s=worker.wait_s,
         )
-        hold_s = self.composition.retention.hold_s(facts)
+        ahead = self._gates and self._stands_back(session)
+        hold_s = 0.0 if ahead else self.composition.retention.hold_s(facts)
         expected_use_s = self.now_s + forecast.expected_gap_s
         session.reuse_probability = forecast.continue_probability * forecast.overlap
         if hold_s > 0.0:
@@ -510,7 +562,8 @@ class Scheduler:
         else:
             session.did(Did.FINISHED_LET_GO)
             self._give_up_place(session)
-            self._release(session, "not worth holding", expected_use_s)
+            why = "its tenant is ahead of one that waits" if ahead else "not worth holding"
+            self._release(session, why, expected_use_s)
         if self._gates:
             self._pause_for_room(worker)
 
@@ -537,11 +590,12 @@ class Scheduler:
             idle = [session for session in worker.active.values() if session.state is State.HELD]
             if not idle:
                 return
-            first = max(idle, key=lambda session: (admission.pause_rank(session), session.session))
+            first = max(idle, key=lambda each: (self._rank(each.tenant), admission.pause_rank(each), each.session))
             self._pause(first, "the working sets outgrew the device, and of those away it is the first to go")
 
     def _pause(self, session: Session, reason: str) -> None:
         """HELD -> AWAY: its prefix stays where it is for as long as nobody needs the room."""
+        self._charge_gap(session)
         session.did(Did.LET_GO)
         session.hold_until_s = inf
         self._give_up_place(session)
@@ -572,8 +626,13 @@ class Scheduler:
     def _give_up_place(self, session: Session) -> None:
         worker = self.fleet.get(session.worker)
         if session.reserved and worker is not None:
+            self._refund(session)
             worker.unreserve(session)
             self._touched(worker, freed=True)
+
+    def _refund(self, session: Session) -> None:
+        self.accounts.advance(session.tenant, -session.advanced_s)
+        session.advanced_s = 0.0
 
     def _fill(self, worker: Worker) -> None:
         """Give room to those who wait for this worker or for any, in order, until the next one does not fit."""
@@ -589,9 +648,13 @@ class Scheduler:
             session = first[1][3]
             if not self._fits(session, worker) and first is anywhere and home is not None and not session.home:
                 session = home[1][3]  # a new session that does not fit does not keep one from coming home
+                if self.composition.tenants.stands_back(home[0], first[0]):
+                    self._is_owed(first[1][3])
+                    self._held_back[worker.worker] = worker
+                    return
             if not self._fits(session, worker) or session.prompt_tokens >= worker.kv_tokens:
                 return
-            if first is anywhere:
+            if first is anywhere or session.owed:
                 self._leave_gate(session)
             else:
                 self.gate.remove(session)
@@ -652,6 +715,7 @@ class Scheduler:
         else:
             worker = self.fleet.get(session.worker)
             if worker is not None:
+                self._charge_unfinished(session, worker)
                 self._leave_worker(session, worker)
             self._drop_running(session)
 
@@ -668,7 +732,10 @@ class Scheduler:
     def _end(self, session: Session, reason: str) -> None:
         worker = self.fleet.get(session.worker)
         if session.state is State.RUNNING and worker is not None:
+            self._charge_unfinished(session, worker)
             self._leave_worker(session, worker)
+        elif session.state is State.HELD:
+            self._charge_gap(session)
         elif session.state is State.WAITING:
             self._leave_gate(session)
             self._out.append(do.Reject(session.step, reason, retry_after_s=0.0))
@@ -764,6 +831,7 @@ class Scheduler:
         """Its worker is gone: nothing points there any more."""
         session.lives_at = session.home = session.worker = ""
         session.home_tokens = session.home_host_tokens = 0
+        self._refund(session)
         session.reserved = False
         session.own_tokens, session.growth_tokens = 0, 0.0
         session.prefetch_at_s = inf
@@ -845,6 +913,7 @@ class Scheduler:
             self.deadlines.add(session.look_at_s, Due.OVERDUE, session)
             return
         if session.state is State.HELD:
+            self._charge_gap(session)
             session.did(Did.LET_GO)
             self._let_go(session)
         session.prefetch_at_s = inf
@@ -857,6 +926,7 @@ class Scheduler:
         rank = self.composition.ordering.rank(session, self.now_s)
         worker = None if self._outranked(session, rank, ANYWHERE) else self._roomy(session, rank)
         if worker is None:
+            self.accounts.level(session.tenant)
             self.gate.also(ANYWHERE, session, rank)
         else:
             self._leave_gate(session)

@@ -77,10 +77,12 @@ class Session(SessionView):
     children: open sessions that it spawned, None for none so far. sent_at_s: when its step was last dispatched;
     gave_way: whether that step was taken back once for another one's sake.
     overdue_at_s: when it is taken for gone unless it comes back; look_at_s: when that is looked at next.
-    overdue: it is, and its worker counts it no longer.
+    overdue: it is, and its worker counts it no longer. advanced_s: device seconds charged in advance for its place and
+    not used yet. owed: others stand back for it.
     """
 
     __slots__ = (
+        "advanced_s",
         "arrived",
         "away_since_s",
         "backlog",
@@ -94,6 +96,7 @@ class Session(SessionView):
         "look_at_s",
         "overdue",
         "overdue_at_s",
+        "owed",
         "own_tokens",
         "parent",
         "place",
@@ -118,8 +121,10 @@ class Session(SessionView):
         self.worker = ""
         self.lives_at = ""
         self.reserved = False
+        self.owed = False
         self.own_tokens = 0
         self.growth_tokens = 0.0
+        self.advanced_s = 0.0
         self.prefix = event.prefix
         self.prefix_tokens = event.prefix_tokens
         self.parent = event.parent
