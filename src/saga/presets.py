@@ -398,10 +398,7 @@ _VTC = replace(
         "(an input token 1, an output token 2, lifted to the least at work when it comes)"
     ),
     source="VTC (OSDI '24): Fairness in Serving Large Language Models",
-    left_out=(
-        "output is counted when the call ends, not token by token; a tenant is lifted when its first session opens, "
-        "not whenever its queue was empty"
-    ),
+    left_out="output is counted when the call ends, not token by token",
     routing=HOME_OR_LEAST_RESERVED,
     admission=WorkingSet(alpha=1.0, growth_share=0.0),
     tenants=LeastCounter(),
