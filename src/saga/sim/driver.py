@@ -162,6 +162,11 @@ class Simulation:
             return max(1, round(per_worker * config.workers))
         return None
 
+    @property
+    def results(self) -> list[TaskResult]:
+        """The measured tasks that are finished, in the order in which they ended."""
+        return self._results
+
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> Run:

@@ -172,13 +172,14 @@ def ten_tenants() -> Source:
 
 @dataclass(frozen=True, slots=True)
 class BurstyArrivals(Arrivals):
-    """Gamma renewal processes, one per tenant, at TENANT_RATES_PER_MIN; `cv`: variation of the intervals."""
+    """Gamma renewal processes, one per tenant, at the paper's rates or others; `cv`: variation of the intervals."""
 
     cv: float = 2.0
+    rates_per_min: Mapping[str, float] = field(default_factory=lambda: TENANT_RATES_PER_MIN)
 
     def arrivals(self, seed: np.random.SeedSequence) -> Iterator[Arrival]:
         """Endless (arrival_s, tenant) in order of time; ties by tenant. O(log tenants) each."""
-        streams = zip(TENANT_RATES_PER_MIN.items(), seed.spawn(len(TENANT_RATES_PER_MIN)), strict=True)
+        streams = zip(self.rates_per_min.items(), seed.spawn(len(self.rates_per_min)), strict=True)
         return heapq.merge(*(self._tenant(tenant, rate, child) for (tenant, rate), child in streams))
 
     def _tenant(self, tenant: str, rate_per_min: float, seed: np.random.SeedSequence) -> Iterator[Arrival]:
