@@ -150,6 +150,7 @@ def carry_out(study: Study, *, jobs: int, write: Callable[[Study], None]) -> Non
         if missing:
             study.run(missing, jobs=jobs)
     except (KeyboardInterrupt, PeerError):
+        typer.echo("interrupted; writing what there is, the same command goes on from here", err=True)
         write(study)
         raise
     write(study)
@@ -182,7 +183,7 @@ def _plan(cell: Cell, seed: int) -> CellRun:
 
     kv_tokens = cell.kv_tokens or hardware(cell.hardware).kv_tokens
     tasks = cell.least_tasks
-    if cell.kind != "cache" and cell.oversubscription is not None:
+    if cell.oversubscription is not None:
         agents = max(1, round(cell.oversubscription * kv_tokens / load_cell(cell).mean_context_tokens * cell.workers))
         tasks = agents + max(cell.least_tasks, math.ceil(cell.waves * agents))
     config = SimConfig(

@@ -47,7 +47,7 @@ def at_paper_load(scale: Scale, system: str, workload: str) -> Cell:
         system,
         oversubscription=PAPER_LOAD,
         workers=scale.cluster,
-        waves=scale.waves,
+        waves=scale.cluster_waves,
         least_tasks=scale.least_tasks,
     )
 
@@ -68,9 +68,17 @@ def main_cells(scale: Scale) -> list[Cell]:
     """The paper's load, then the sweep."""
     here = [at_paper_load(scale, system, workload) for workload in WORKLOADS for system in SYSTEMS]
     sweep = [
-        at_load(scale, system, workload, load) for workload in WORKLOADS for load in scale.loads for system in SYSTEMS
+        at_load(scale, system, workload, load)
+        for workload in WORKLOADS
+        for load in scale.loads
+        for system in swept(scale)
     ]
     return list(dict.fromkeys([*here, *sweep]))
+
+
+def swept(scale: Scale) -> tuple[str, ...]:
+    """The systems that are run over the sweep of load."""
+    return SYSTEMS if scale.sweeps_all else ("vllm", BASE, PAPER, OURS, BOUND)
 
 
 def main_section(scale: Scale, results: Results, claims: Claims) -> Section:
@@ -237,7 +245,7 @@ def _time_table(scale: Scale, results: Results, claims: Claims, workload: str) -
 def _sweep_table(scale: Scale, results: Results, workload: str) -> Table:
     """Ratios to the paper's system by load."""
     lines = []
-    for system in SYSTEMS:
+    for system in swept(scale):
         if system == PAPER:
             continue
         ratios = (
@@ -255,7 +263,7 @@ def _sweep_lines(scale: Scale, results: Results, workload: str) -> Lines:
         f"{workload}: mean completion time by load",
         "oversubscription",
         "mean TCT, s",
-        _curves(results, scale, SYSTEMS, workload, "tct_mean_s"),
+        _curves(results, scale, swept(scale), workload, "tct_mean_s"),
         log=True,
     )
 

@@ -5,9 +5,11 @@ Moves are simulated; the time of a decision is measured, on whatever machine thi
 
 from __future__ import annotations
 
-from saga.bench.evaluation.cells import Cell, Scale
+from dataclasses import replace
+
+from saga.bench.evaluation.cells import COLLAPSED_LOAD, Cell, Scale
 from saga.bench.evaluation.claims import Claims
-from saga.bench.evaluation.comparison import at_paper_load
+from saga.bench.evaluation.comparison import at_load, at_paper_load
 from saga.bench.evaluation.results import Results
 from saga.bench.evaluation.sections import Forest, Row, Section, claims_table, write
 from saga.bench.evaluation.systems import PAPER
@@ -17,21 +19,21 @@ from saga.bench.tables import Table
 _FIGURES = ("decision_p50_s", "decision_p99_s", "decision_mean_s")
 
 
-def timed_cell(system: str) -> Cell:
-    """A run whose every decision is timed."""
-    return Cell("swe_bench", system, kind="timed", oversubscription=1.0, workers=4, waves=1.0)
+def timed_cell(scale: Scale, system: str) -> Cell:
+    """A run whose every decision is timed, where there is much to decide."""
+    return replace(at_load(scale, system, "swe_bench", COLLAPSED_LOAD), kind="timed")
 
 
 def overheads_cells(scale: Scale, _claims: Claims) -> list[Cell]:
     """Timed runs of both schedulers; moves come from the main table's cells."""
-    return [timed_cell(PAPER), timed_cell("saga"), at_paper_load(scale, PAPER, "swe_bench")]
+    return [timed_cell(scale, PAPER), timed_cell(scale, "saga"), at_paper_load(scale, PAPER, "swe_bench")]
 
 
 def overheads_section(scale: Scale, results: Results, claims: Claims) -> Section:
     """Decision times and moves against the claims."""
     table = claims.table("overheads")
     names = {"system": PAPER, "workload": "swe_bench"}
-    decision = results.estimate(timed_cell(PAPER), "decision_p99_s")
+    decision = results.estimate(timed_cell(scale, PAPER), "decision_p99_s")
     limit = table.value("decision_p99_s", **names)
     assert limit is not None
     verdict = "open" if decision is None else of_bound(limit, decision)
@@ -43,7 +45,7 @@ def overheads_section(scale: Scale, results: Results, claims: Claims) -> Section
         rows.append(Row(words, claim, ours, "seconds", verdict))
     lines = []
     for system in (PAPER, "saga"):
-        found = (results.mean(timed_cell(system), figure) for figure in _FIGURES)
+        found = (results.mean(timed_cell(scale, system), figure) for figure in _FIGURES)
         lines.append((system, *("-" if value is None else f"{1e6 * value:,.0f} µs" for value in found)))
     cells = overheads_cells(scale, claims)
     return Section(

@@ -44,7 +44,6 @@ class StudyPlan:
             self.template.workload,
             kind="cache",
             oversubscription=load,
-            least_tasks=300,
             hardware=self.template.hardware,
             kv_tokens=self.template.kv_tokens,
             limits=self.template.limits,
