@@ -9,12 +9,12 @@ from random import Random
 
 import pytest
 
+from saga.engine.batching import ModelledEngine
 from saga.engine.calibration import Fit, Sizes, fit
 from saga.engine.calls import EngineRequest, EngineSettings
 from saga.engine.hardware import Hardware, hardware
 from saga.engine.latency import LatencyModel
 from saga.engine.probes import Answering, Probe, Prober, Prompt, plan, probe
-from saga.engine.realtime import LiveEngine
 from saga.errors import PeerError, UsageError
 
 
@@ -34,7 +34,7 @@ class VirtualEngine:
         self.kv_tokens = kv_tokens
         self.chunk_tokens = 2_048
         settings = EngineSettings(kv_tokens=self.kv_tokens, chunk_tokens=self.chunk_tokens, max_jump_iterations=1)
-        self._engine = LiveEngine(settings, LatencyModel(machine))
+        self._engine = ModelledEngine(settings, LatencyModel(machine))
         self._call_s, self._noise, self._says_cached = call_s, noise, says_cached
         self._dice = Random(0)
         self._steps = count()

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from saga.engine.batching import ModelledEngine
 from saga.engine.calls import EngineRequest, EngineSettings
 from saga.engine.latency import ConstantLatency
-from saga.engine.realtime import LiveEngine, RealTime
+from saga.engine.realtime import RealTime
 
 
 def request(step: str, output_tokens: int = 20) -> EngineRequest:
@@ -21,7 +22,7 @@ def play(scene: Callable[[RealTime], Awaitable[None]], *, speed: float) -> list[
     left: list[EngineRequest] = []
 
     async def run() -> None:
-        engine = LiveEngine(EngineSettings(kv_tokens=4_000), ConstantLatency(0.01))
+        engine = ModelledEngine(EngineSettings(kv_tokens=4_000), ConstantLatency(0.01))
         real = RealTime(engine, speed=speed, step_s=0.001, on_end=left.append)
         await scene(real)
         real.close()

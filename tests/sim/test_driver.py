@@ -6,13 +6,15 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from saga import events as ev
 from saga.errors import InvariantViolated, UsageError
-from saga.presets import PRESETS
+from saga.fairness.admission import SessionCap
+from saga.presets import PRESETS, preset
 from saga.sim import driver
 from saga.sim.config import SimConfig
 from saga.sim.driver import Simulation, simulate
@@ -357,12 +359,11 @@ def test_a_built_in_workload_runs(config: Build) -> None:
 # ------------------------------------------------------------------ what goes wrong
 
 
-def test_a_run_in_which_nothing_is_due_says_so(tiny: Plan, config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that never answers is an error, not an endless run."""
-    run = Simulation(config("vllm_apc", rate_per_s=1.0, tasks=3), tiny)
-    monkeypatch.setattr(type(run.fleet.engines["w0"]), "next_event_s", lambda engine: float("inf"))
+def test_a_run_in_which_nothing_is_due_says_so(tiny: Plan, config: Build) -> None:
+    """Calls that wait for ever are an error, not an endless run."""
+    closed = replace(preset("session_cap"), admission=SessionCap(max_sessions=0))
     with pytest.raises(InvariantViolated, match="stalled: 3 steps are live"):
-        run.run()
+        simulate(config("session_cap", rate_per_s=1.0, tasks=3), tiny, composition=closed)
 
 
 def test_a_workload_that_runs_out_says_so(config: Build) -> None:

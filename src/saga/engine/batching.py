@@ -223,10 +223,10 @@ class ModelledEngine:
         session: str,
         standing: Standing,
         *,
+        at_s: float,
         expected_use_s: float = inf,
         reuse_probability: float = 1.0,
         steps_to_use: float = 1.0,
-        at_s: float,
     ) -> None:
         """Tell the eviction policies about a session. `at_s` only documents the caller's clock."""
         self.pool.set_standing(session, standing, expected_use_s, reuse_probability, steps_to_use)
@@ -294,12 +294,23 @@ class ModelledEngine:
         held, resident = pool.num_blocks - pool.available, pool.num_blocks - pool.free
         return running, len(self._requests) - running, held * self._block, resident * self._block
 
+    def generated(self, request: EngineRequest, at_s: float) -> int:
+        """Tokens of a call's answer there at `at_s`, in the middle of a plan too; at most all but the last. O(1)."""
+        tokens = request.generated
+        if request.state == DECODE:
+            tokens += self._iteration - request.joined
+            if self._length > 1 and self._now < at_s < self._end:
+                tokens += int(self._length * (at_s - self._now) / (self._end - self._now))
+            tokens = min(tokens, request.output_tokens - 1)
+        return tokens
+
     # Plan: what the next iterations do
 
     def _plan(self) -> bool:
         """Plan from `_now`; False where there is nothing to do until something arrives."""
         while True:
-            self._settle()
+            if self._ordered or self._arrivals:
+                self._settle()
             self._cut = self._watched = broken = False
             if self._num_decodes and self._grown != self._iteration:
                 broken = not self._grow_decodes() and self._squeeze()
@@ -307,7 +318,7 @@ class ModelledEngine:
             budget = self.settings.chunk_tokens - self._num_decodes
             if self._partial is not None and not broken:
                 budget = self._continue_prefill(self._partial, budget)
-            if not self._cut and budget and (len(self._queue) or len(self._landed)):
+            if budget and not self._cut and (self._holding or len(self._queue)):
                 self._admit(budget)
             if self.host is not None and (self._prefills or self._ended):
                 self._write_back(self.host)
@@ -353,13 +364,15 @@ class ModelledEngine:
         """Blocks that the decoding calls take in `iterations` iterations after the present one. O(block_tokens)."""
         block, residues = self._block, self._residues
         cycles, rest = divmod(iterations, block)
-        first = self._iteration + 1
-        return cycles * self._num_decodes + sum([residues[-i % block] for i in range(first, first + rest)])
+        end = -(self._iteration + 1) % block + 1
+        first = end - rest  # the residues first..end, counted backwards and around
+        some = sum(residues[first:end]) if first >= 0 else sum(residues[:end]) + sum(residues[first:])
+        return cycles * self._num_decodes + some
 
     def _growth_limit(self, iterations: int) -> int:
         """How many of these further iterations the pool can feed."""
         available = self.pool.available
-        if self._growth(iterations) <= available:
+        if (iterations // self._block + 1) * self._num_decodes <= available or self._growth(iterations) <= available:
             return iterations
         fed = available // self._num_decodes * self._block
         while self._growth(fed + 1) <= available:

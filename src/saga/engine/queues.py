@@ -89,7 +89,9 @@ class PriorityQueue:
         heappush(self._entries, request.entry)
         self._live += 1
 
-    push_front = push
+    def push_front(self, request: EngineRequest) -> None:
+        """See WaitingQueue."""
+        self.push(request)
 
     def head(self) -> EngineRequest:
         """See WaitingQueue."""

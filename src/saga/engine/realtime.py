@@ -11,21 +11,7 @@ from collections.abc import Callable
 from math import inf
 
 from saga.engine.batching import ModelledEngine
-from saga.engine.calls import DECODE, GONE, EngineRequest
-
-
-class LiveEngine(ModelledEngine):
-    """A modelled engine that can be asked how far a call is in the middle of a plan."""
-
-    def generated(self, request: EngineRequest, at_s: float) -> int:
-        """Tokens of the answer there at `at_s`; all but the last where only its end is awaited. O(1)."""
-        tokens = request.generated
-        if request.state == DECODE:
-            tokens += self._iteration - request.joined
-            if self._length > 1 and self._now < at_s < self._end:
-                tokens += int(self._length * (at_s - self._now) / (self._end - self._now))
-            tokens = min(tokens, request.output_tokens - 1)
-        return tokens
+from saga.engine.calls import GONE, EngineRequest
 
 
 class LiveCall:
@@ -68,7 +54,7 @@ class RealTime:
     """
 
     def __init__(
-        self, engine: LiveEngine, *, speed: float, step_s: float, on_end: Callable[[EngineRequest], None]
+        self, engine: ModelledEngine, *, speed: float, step_s: float, on_end: Callable[[EngineRequest], None]
     ) -> None:
         self.engine = engine
         self.speed = speed

@@ -26,6 +26,7 @@ from aiohttp import web
 from saga import __version__
 from saga.cache.prefix_lru import PrefixLru
 from saga.engine.answers import NEVER, Answer, Caller, compose, render_answer
+from saga.engine.batching import ModelledEngine
 from saga.engine.calls import EngineRequest, EngineSettings
 from saga.engine.dialects import (
     Ask,
@@ -45,7 +46,7 @@ from saga.engine.filler import BYTES_PER_TOKEN
 from saga.engine.hardware import Hardware
 from saga.engine.latency import Latency, LatencyModel
 from saga.engine.prompt_index import Placed, PromptIndex
-from saga.engine.realtime import LiveCall, LiveEngine, RealTime
+from saga.engine.realtime import LiveCall, RealTime
 from saga.errors import PeerError, UsageError
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -106,7 +107,7 @@ class EngineServer:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.model = settings.model or settings.hardware.name
-        self.engine = LiveEngine(settings.engine(), settings.latency or LatencyModel(settings.hardware))
+        self.engine = ModelledEngine(settings.engine(), settings.latency or LatencyModel(settings.hardware))
         self.url = ""
         of_engine = self.engine.settings
         self.max_model_len = min(settings.max_model_len or of_engine.kv_tokens, of_engine.kv_tokens)

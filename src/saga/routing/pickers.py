@@ -23,4 +23,8 @@ class Best:
 
     def pick(self, scored: Sequence[tuple[float, WorkerView]]) -> WorkerView:
         """O(len(scored))."""
-        return max(scored, key=lambda pair: (pair[0], -pair[1].index))[1]
+        best_score, best = scored[0]
+        for score, worker in scored:
+            if score > best_score or (score == best_score and worker.index < best.index):
+                best_score, best = score, worker
+        return best

@@ -7,7 +7,7 @@ from typing import Protocol
 from saga.events import Hints
 from saga.workflow.forecast import Forecast
 from saga.workflow.gaps import GapModel
-from saga.workflow.model import Track
+from saga.workflow.model import Track, WorkflowModel
 
 
 class Forecaster(Protocol):
@@ -65,7 +65,7 @@ class NoForecasts:
 
     def __init__(self) -> None:
         self._forecast = nothing_known()
-        self._track = Track.__new__(Track)
+        self._track = WorkflowModel().open("")
 
     def open(self, workflow: str, hints: Hints | None = None, *, parent: Track | None = None) -> Track:
         """One track for all: nothing is written to it."""

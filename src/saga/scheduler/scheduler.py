@@ -642,11 +642,12 @@ class Scheduler:
             self.gate.rerank(lambda session: self.composition.ordering.rank(session, self.now_s))
         while self.gate.num_waiting:
             home, anywhere = self.gate.head(worker.worker), self.gate.head(ANYWHERE)
-            first = anywhere if home is None or (anywhere is not None and precedes(anywhere, home)) else home
+            roams = home is None or (anywhere is not None and precedes(anywhere, home))
+            first = anywhere if roams else home
             if first is None:
                 return
             session = first[1][3]
-            if not self._fits(session, worker) and first is anywhere and home is not None and not session.home:
+            if not self._fits(session, worker) and roams and home is not None and not session.home:
                 session = home[1][3]  # a new session that does not fit does not keep one from coming home
                 if self.composition.tenants.stands_back(home[0], first[0]):
                     self._is_owed(first[1][3])
@@ -654,7 +655,7 @@ class Scheduler:
                     return
             if not self._fits(session, worker) or session.prompt_tokens >= worker.kv_tokens:
                 return
-            if first is anywhere or session.owed:
+            if roams or session.owed:
                 self._leave_gate(session)
             else:
                 self.gate.remove(session)
