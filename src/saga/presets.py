@@ -350,10 +350,12 @@ _CONTINUUM = replace(
     name="continuum",
     description=(
         "Continuum's mechanism over vllm_apc: after a tool call the KV is pinned for the time that pays, by what "
-        "reloading and queueing again would cost; first come first served by program"
+        "reloading and queueing again would cost; pinned memory lets nobody in, the latest program is unpinned when "
+        "those at work outgrow the rest; first come first served by program"
     ),
     source="Continuum / CacheTTL (arXiv 2511.02230)",
-    left_out="its utility in all detail (see UtilityTtl); unpinning is in LRU order, not the latest program's first",
+    left_out="its utility in all detail (see UtilityTtl); a program whose home is full for 20 s goes to another worker",
+    admission=WorkingSet(alpha=1.0, growth_share=0.0),
     retention=UtilityTtl(),
     ordering=TaskFcfs(),
     engine=EngineRules(eviction=Pinned(PrefixLru()), queue="priority"),

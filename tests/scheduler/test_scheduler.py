@@ -632,3 +632,21 @@ def test_one_deadline_a_session_looks_for_the_overdue(stage):
         at.wait(0.01)
     looks = [entry for entry in at.scheduler.deadlines._heap if entry[2] is Due.OVERDUE]
     assert len(looks) == 1
+
+
+def test_pinned_memory_lets_nobody_in_until_the_pin_expires(stage):
+    """Continuum: a newcomer waits for the room of a session at a quick tool, which is back in time or loses it."""
+    at = stage("continuum", kv_tokens=10_000)
+    for number in range(60):
+        at.arrive("taught", number, 3_000)
+        at.tell(ev.FirstToken(at.at_s, f"taught/{number}", "w0"))
+        at.finish("taught", number, "w0", 3_000)
+        at.wait(0.2)
+    at.end("taught")
+    at.arrive("a", 0, 8_000)
+    at.tell(ev.FirstToken(at.at_s, "a/0", "w0"))
+    (pin,) = of(do.Retain, at.finish("a", 0, "w0", 8_000))
+    assert 0.2 < pin.until_s - at.at_s < 8_000 / 5_000
+    assert of(do.Hold, at.arrive("new", 0, 4_000))
+    assert dispatched(at.wait(0.1)) == []
+    assert dispatched(at.wait(2.0)) == [("new/0", "w0")]
