@@ -67,3 +67,28 @@ def test_measured_seconds_win_over_the_estimate():
     step = StepFinished(0.0, "s/0", "w", 1_000, 10, cached_tokens=700, host_tokens=100)
     assert service_s(step, worker) == pytest.approx((200 + 8 * 10) / 100.0)
     assert service_s(StepFinished(0.0, "s/0", "w", 1_000, 10, service_s=1.5), worker) == 1.5
+
+
+def test_who_asks_for_little_banks_nothing():
+    """A tenant whose one session stays open is level with the least served at its next step, not behind it for ever."""
+    accounts = Accounts({}, 10)
+    for name in ("patient", "busy"):
+        accounts.join(name)
+    accounts.charge("busy", 100.0)
+    accounts.serve("busy", ())
+    accounts.level("patient")
+    assert accounts.tenants["patient"].attained_s == 100.0
+
+
+def test_time_does_not_pass_the_least_served_that_waits():
+    """While a tenant waits, serving another one costs it none of what it is owed."""
+    accounts = Accounts({"waiting": 2.0}, 10)
+    for name in ("waiting", "served"):
+        accounts.join(name)
+    accounts.charge("served", 100.0)
+    accounts.charge("waiting", 20.0)
+    accounts.serve("served", [accounts.tenants["waiting"]])
+    accounts.level("waiting")
+    assert accounts.tenants["waiting"].attained_s == 20.0
+    accounts.join("newcomer")
+    assert accounts.tenants["newcomer"].attained_s == 10.0

@@ -127,3 +127,18 @@ def test_equals_are_served_in_the_order_of_their_coming() -> None:
         served.append(head[1][3].session)
         gate.remove(head[1][3])
     assert served == ["s1", "s2", "s3", "s4", "s0"]
+
+
+def test_a_flood_fills_its_own_part_of_the_gate():
+    """At the cap a tenant with more than its part of those who wait is turned away, another one is not."""
+    gate = Gate(lambda tenant: 0.0, {name: TenantView(name) for name in TENANTS})
+    for index in range(10):
+        gate.add(ANYWHERE, session(f"s{index}"), 0.0)
+    assert gate.is_full_for("t0", 10)
+    assert not gate.is_full_for("t1", 10)
+    one = session("other", "t1")
+    gate.add(ANYWHERE, one, 0.0)
+    assert [view.tenant for view in gate.in_the_open()] == ["t0", "t1"]
+    assert not gate.is_full_for("t1", 10)
+    gate.remove(one)
+    assert [view.tenant for view in gate.in_the_open()] == ["t0"]

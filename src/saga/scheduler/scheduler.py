@@ -335,6 +335,9 @@ class Scheduler:
         context_tokens = self._context(session)
         before_tokens = worker.reserved_tokens
         growth_tokens = self.composition.admission.growth(context_tokens, session.remaining_tokens)
+        if not session.reserved:
+            session.advanced_s = self.composition.tenants.advance_s
+            self.accounts.advance(session.tenant, session.advanced_s)
         worker.reserve(session, context_tokens, growth_tokens)
         self._touched(worker, freed=worker.reserved_tokens < before_tokens)
 
