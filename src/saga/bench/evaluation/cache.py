@@ -5,7 +5,8 @@ from __future__ import annotations
 from saga.bench.evaluation.cells import COLLAPSED_LOAD, Cell, Scale
 from saga.bench.evaluation.claims import Claims
 from saga.bench.evaluation.results import Results
-from saga.bench.evaluation.sections import Forest, Row, Section, claims_table, write_estimate
+from saga.bench.evaluation.rows import Found, judge
+from saga.bench.evaluation.sections import Forest, Section, claims_table, write_estimate
 from saga.bench.evaluation.verdicts import of_figure
 from saga.bench.tables import Table
 
@@ -43,10 +44,14 @@ def cache_section(scale: Scale, results: Results, claims: Claims) -> Section:
         cell = _judged(scale, results, workload)
         for policy, words in POLICIES.items():
             claim = table.value("competitive_ratio", system=policy, workload=workload)
-            ours = results.estimate(cell, policy)
-            if claim is not None:
-                verdict = "open" if ours is None else of_figure(claim, ours)
-                rows.append(Row(f"{words} ({workload}, {cell.oversubscription:g})", claim, ours, "ratio", verdict))
+            if claim is None:
+                continue
+            by_load = {
+                pressure: Found(results.estimate(cache_cell(scale, workload, pressure, "free"), policy))
+                for pressure in scale.cache_pressures
+            }
+            name = f"{words} ({workload}, {cell.oversubscription:g})"
+            rows.append(judge(name, claim, "ratio", of_figure, Found(results.estimate(cell, policy)), by_load))
     cells = cache_cells(scale, claims)
     return Section(
         id=table.id,
@@ -55,8 +60,8 @@ def cache_section(scale: Scale, results: Results, claims: Claims) -> Section:
         about=(
             "Tokens regenerated under a policy over those under Belady's rule, on the same requests in the same "
             "order. Free: anything can leave once its call has begun, as Belady's rule is usually stated, and rows "
-            "compare these; pinned: what a call in flight uses cannot, as in an engine. The paper does not say under "
-            f"what pressure: each workload is compared at the first from {COLLAPSED_LOAD:g} on at which Belady "
+            "compare these; pinned: what a call in flight uses cannot, as in an engine. The paper does not say "
+            f"under what pressure: each workload is compared at the first from {COLLAPSED_LOAD:g} on at which Belady "
             "regenerates at least 0.5 % of the input. Below that a ratio means nothing and none is given."
         ),
         rows=rows,

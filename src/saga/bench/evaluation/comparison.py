@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from saga.bench.evaluation.cells import PAPER_LOAD, Cell, Scale
 from saga.bench.evaluation.claims import Claims
 from saga.bench.evaluation.results import Results, spread
+from saga.bench.evaluation.rows import Found, judge, ratio_found
 from saga.bench.evaluation.sections import Curve, Forest, Lines, Row, Section, claims_table, write, write_estimate
 from saga.bench.evaluation.systems import PAPER
 from saga.bench.evaluation.verdicts import of_ratio, of_share
@@ -64,7 +65,7 @@ def at_load(scale: Scale, system: str, workload: str, load: float) -> Cell:
     )
 
 
-def main_cells(scale: Scale) -> list[Cell]:
+def main_cells(scale: Scale, _claims: Claims) -> list[Cell]:
     """The paper's load, then the sweep."""
     here = [at_paper_load(scale, system, workload) for workload in WORKLOADS for system in SYSTEMS]
     sweep = [
@@ -101,7 +102,7 @@ def main_section(scale: Scale, results: Results, claims: Claims) -> Section:
         reasons += _reasons(scale, results, claims, workload)
     rows += _geomean_row(scale, results, claims)
     reasons += _implied_load(claims)
-    cells = main_cells(scale)
+    cells = main_cells(scale, claims)
     return Section(
         id=table.id,
         title=table.title,
@@ -122,7 +123,7 @@ def main_section(scale: Scale, results: Results, claims: Claims) -> Section:
     )
 
 
-def regeneration_cells(scale: Scale) -> list[Cell]:
+def regeneration_cells(scale: Scale, _claims: Claims) -> list[Cell]:
     """Three systems at the paper's load and over the sweep; the main table has them too."""
     systems = ("vllm", BASE, PAPER, OURS)
     here = [at_paper_load(scale, system, "swe_bench") for system in systems]
@@ -137,9 +138,11 @@ def regeneration_section(scale: Scale, results: Results, claims: Claims) -> Sect
     for figure, word in (("regenerated_time_share", "time regenerating"), ("kv_used_mean_share", "KV in use")):
         for system in ("vllm", BASE, PAPER):
             claim = table.value(figure, system=system, workload="swe_bench")
-            ours = results.estimate(at_paper_load(scale, system, "swe_bench"), figure)
-            verdict = "open" if claim is None or ours is None else of_share(claim, ours)
-            rows.append(Row(f"{system}: {word}", claim, ours, "share", verdict))
+            here = Found(results.estimate(at_paper_load(scale, system, "swe_bench"), figure))
+            by_load = {
+                load: Found(results.estimate(at_load(scale, system, "swe_bench", load), figure)) for load in scale.loads
+            }
+            rows.append(judge(f"{system}: {word}", claim, "share", of_share, here, by_load))
     systems = ("vllm", BASE, PAPER, OURS)
     lines = [
         (
@@ -153,7 +156,7 @@ def regeneration_section(scale: Scale, results: Results, claims: Claims) -> Sect
     ]
     sweep = Table("swe_bench: device time spent regenerating, by oversubscription", ("load", *systems), tuple(lines))
     curves = _curves(results, scale, systems, "swe_bench", "regenerated_time_share")
-    cells = regeneration_cells(scale)
+    cells = regeneration_cells(scale, claims)
     return Section(
         id=table.id,
         title=table.title,
@@ -177,18 +180,19 @@ def regeneration_section(scale: Scale, results: Results, claims: Claims) -> Sect
 
 def _main_rows(scale: Scale, results: Results, claims: Claims, workload: str) -> list[Row]:
     """One row per system: its time over that of the paper's system."""
-    table, rows = claims.table("main"), []
+    table, names = claims.table("main"), {"workload": workload}
     under = at_paper_load(scale, PAPER, workload)
+    rows = []
     for system in SYSTEMS:
         if system == PAPER:
             continue
-        over = at_paper_load(scale, system, workload)
-        names = {"workload": workload}
         claim = table.ratio("tct_mean_s", {"system": system, **names}, {"system": PAPER, **names})
-        ours = results.ratio(over, under)
-        test, g = results.test(over, under)
-        verdict = "open" if claim is None or ours is None else of_ratio(claim, ours)
-        rows.append(Row(f"{system} ({workload})", claim, ours, "ratio", verdict, None if test is None else test.p, g))
+        here = ratio_found(results, at_paper_load(scale, system, workload), under)
+        swept_to = {
+            load: ratio_found(results, at_load(scale, system, workload, load), at_load(scale, PAPER, workload, load))
+            for load in scale.loads
+        }
+        rows.append(judge(f"{system} ({workload})", claim, "ratio", of_ratio, here, swept_to))
     return rows
 
 

@@ -107,13 +107,15 @@ def _row(row: Row) -> dict[str, object]:
         "welch_p": row.p,
         "hedges_g": None if row.g is None else dataclasses.asdict(row.g),
         "verdict": row.verdict,
+        "elsewhere": None if row.elsewhere is None else dataclasses.asdict(row.elsewhere),
     }
 
 
 def _markdown(section: Section) -> list[str]:
     lines = [f"## {section.title}", "", section.about, ""]
     if section.where:
-        lines += [f"In the paper: {section.where}. Our figures are {section.kind}.", ""]
+        ours = "" if section.skipped else f" Our figures are {section.kind}."
+        lines += [f"In the paper: {section.where}.{ours}", ""]
     if section.statement:
         lines += [f"**{section.statement}**", ""]
     lines += [f"- {reason}" for reason in (*section.reasons, *section.notes)]

@@ -8,24 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from saga.bench.evaluation.ablation import ablation_cells, ablation_section
 from saga.bench.evaluation.cache import cache_cells, cache_section
 from saga.bench.evaluation.cells import Cell, Scale
 from saga.bench.evaluation.claims import Claims
 from saga.bench.evaluation.comparison import main_cells, main_section, regeneration_cells, regeneration_section
 from saga.bench.evaluation.overheads import kernels_section, overheads_cells, overheads_section
+from saga.bench.evaluation.queue import queue_cells, queue_section
 from saga.bench.evaluation.results import Results
 from saga.bench.evaluation.sections import Section
+from saga.bench.evaluation.sensitivity import sensitivity_cells, sensitivity_section
 from saga.bench.evaluation.slo import slo_cells, slo_section
-from saga.bench.evaluation.variations import (
-    ablation_cells,
-    ablation_section,
-    queue_cells,
-    queue_section,
-    sensitivity_cells,
-    sensitivity_section,
-    variance_cells,
-    variance_section,
-)
+from saga.bench.evaluation.variance import variance_cells, variance_section
 from saga.errors import UnknownName, UsageError
 
 
@@ -38,12 +32,12 @@ class Experiment:
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "main": Experiment(lambda scale, _: main_cells(scale), main_section),
-    "regeneration": Experiment(lambda scale, _: regeneration_cells(scale), regeneration_section),
+    "main": Experiment(main_cells, main_section),
+    "regeneration": Experiment(regeneration_cells, regeneration_section),
     "competitive": Experiment(cache_cells, cache_section),
     "slo": Experiment(slo_cells, slo_section),
-    "ablation": Experiment(lambda scale, _: ablation_cells(scale), ablation_section),
-    "queue": Experiment(lambda scale, _: queue_cells(scale), queue_section),
+    "ablation": Experiment(ablation_cells, ablation_section),
+    "queue": Experiment(queue_cells, queue_section),
     "variance": Experiment(variance_cells, variance_section),
     "sensitivity": Experiment(sensitivity_cells, sensitivity_section),
     "overheads": Experiment(overheads_cells, overheads_section),

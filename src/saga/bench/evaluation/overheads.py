@@ -11,6 +11,7 @@ from saga.bench.evaluation.cells import COLLAPSED_LOAD, Cell, Scale
 from saga.bench.evaluation.claims import Claims
 from saga.bench.evaluation.comparison import at_load, at_paper_load
 from saga.bench.evaluation.results import Results
+from saga.bench.evaluation.rows import Found, judge
 from saga.bench.evaluation.sections import Forest, Row, Section, claims_table, write
 from saga.bench.evaluation.systems import PAPER
 from saga.bench.evaluation.verdicts import of_bound, of_figure
@@ -36,27 +37,24 @@ def overheads_section(scale: Scale, results: Results, claims: Claims) -> Section
     decision = results.estimate(timed_cell(scale, PAPER), "decision_p99_s")
     limit = table.value("decision_p99_s", **names)
     assert limit is not None
-    verdict = "open" if decision is None else of_bound(limit, decision)
-    rows = [Row("decision p99, at most (measured)", limit, decision, "seconds", verdict)]
+    rows = [judge("decision p99, at most (measured)", limit, "seconds", of_bound, Found(decision))]
     moves = at_paper_load(scale, PAPER, "swe_bench")
     for figure, words in (("move_mean_s", "move, mean (simulated)"), ("move_p95_s", "move, p95 (simulated)")):
-        claim, ours = table.value(figure, **names), results.estimate(moves, figure)
-        verdict = "open" if claim is None or ours is None else of_figure(claim, ours)
-        rows.append(Row(words, claim, ours, "seconds", verdict))
+        found = Found(results.estimate(moves, figure))
+        rows.append(judge(words, table.value(figure, **names), "seconds", of_figure, found))
     lines = []
     for system in (PAPER, "saga"):
-        found = (results.mean(timed_cell(scale, system), figure) for figure in _FIGURES)
-        lines.append((system, *("-" if value is None else f"{1e6 * value:,.0f} µs" for value in found)))
+        times = (results.mean(timed_cell(scale, system), figure) for figure in _FIGURES)
+        lines.append((system, *("-" if value is None else f"{1e6 * value:,.0f} µs" for value in times)))
     cells = overheads_cells(scale, claims)
     return Section(
         id=table.id,
         title=table.title,
         where=table.where,
         about=(
-            "A decision is one call of the scheduler with one event, timed on this machine in this process: the "
-            "paper's 5 ms also hold the round trip to its coordinator, which is not in ours. A move is the time "
-            "that a session's KV takes over the modelled network (see docs/engine-model.md), waiting for other "
-            "moves left out."
+            "A decision is one call of the scheduler with one event, in processor time of this machine: the paper's "
+            "5 ms also hold the round trip to its coordinator, which is not in ours. A move is the time that a "
+            "session's KV takes over the modelled network (see docs/engine-model.md), waiting for others left out."
         ),
         rows=rows,
         tables=[

@@ -14,8 +14,20 @@ from saga.bench.tables import Table, write_seconds, write_share
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What a row is at another load of the sweep."""
+
+    load: float
+    ours: Estimate
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class Row:
-    """A claim and what we found. kind says how the two are written; test: Welch's p and Hedges' g where they apply."""
+    """A claim and what we found. kind says how the two are written; p, g: Welch's test and Hedges' g where they apply.
+
+    elsewhere: the load at which it comes nearest the claim, or is farthest from a bound.
+    """
 
     name: str
     claim: float | None
@@ -24,6 +36,7 @@ class Row:
     verdict: Verdict = "open"
     p: float | None = None
     g: Estimate | None = None
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +106,14 @@ class Section:
             "not": "Not reproduced",
             "open": "No statement yet",
         }[self.verdict]
-        counted = in_words(row.verdict for row in self.rows if row.claim is not None)
-        return f"{found}: {counted}.{self.incomplete}"
+        rows = [row for row in self.rows if row.claim is not None]
+        swept = [row for row in rows if row.elsewhere is not None]
+        words = f"{found}: {in_words(row.verdict for row in rows)}."
+        if swept:
+            which = "at the load where each is farthest off" if swept[0].kind == "bound" else "each at its nearest load"
+            words += f" Over the sweep of load, {which}: "
+            words += f"{in_words(row.elsewhere.verdict for row in swept if row.elsewhere is not None)}."
+        return words + self.incomplete
 
     @property
     def incomplete(self) -> str:
@@ -133,17 +152,24 @@ def write_p(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-WORDS = {"reproduced": "reproduced", "partly": "partly", "not": "not", "open": "-"}
-
-
 def claims_table(title: str, first: str, rows: Sequence[Row]) -> Table:
-    """Claim and result side by side, with the test and the verdict of each row."""
-    tested = any(row.p is not None for row in rows)
+    """Claim and result side by side, with the test and the verdict of each row, and what it is at another load."""
+    tested, swept = any(row.p is not None for row in rows), any(row.elsewhere is not None for row in rows)
     columns = [first, "claimed", "ours (95 % interval)", *(("p (Welch)", "Hedges' g") if tested else ()), "verdict"]
+    if swept:
+        columns.append("farthest off" if rows[0].kind == "bound" else "nearest, at load")
     lines = []
     for row in rows:
         at_most = "at most " if row.kind == "bound" else ""
         claim = "-" if row.claim is None else at_most + write(row.claim, row.kind)
-        test = (write_p(row.p), "-" if row.g is None else f"{row.g.value:.1f}") if tested else ()
-        lines.append((row.name, claim, write_estimate(row.ours, row.kind), *test, WORDS[row.verdict]))
+        line = [row.name, claim, write_estimate(row.ours, row.kind)]
+        line += [write_p(row.p), "-" if row.g is None else f"{row.g.value:.1f}"] if tested else []
+        line += ["-" if row.verdict == "open" else row.verdict]
+        line += [_elsewhere(row)] if swept else []
+        lines.append(tuple(line))
     return Table(title, tuple(columns), tuple(lines))
+
+
+def _elsewhere(row: Row) -> str:
+    other = row.elsewhere
+    return "-" if other is None else f"{write(other.ours.value, row.kind)} at {other.load:g}: {other.verdict}"

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from saga.bench.evaluation.ablation import DEFAULT_ABLATED
 from saga.bench.evaluation.cache import POLICIES
 from saga.bench.evaluation.cells import Cell
 from saga.bench.evaluation.results import Metrics, Results, figure_of
 from saga.bench.evaluation.sections import Curve, Forest, Lines, Row, Section, claims_table, write, write_estimate
-from saga.bench.evaluation.variations import DEFAULT_ABLATED
 from saga.bench.statistics import mean_estimate
 from saga.bench.tables import Table, write_seconds, write_share
 from saga.errors import UnknownName, UsageError
