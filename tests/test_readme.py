@@ -32,6 +32,8 @@ _CHEAPER = (
     (r"^(saga sim (?!.*--tasks).*)$", r"\1 --tasks 12"),
     (r"^(saga sim (?!.*--seeds).*)$", r"\1 --seeds 1"),
     (r"^(saga demo.*)$", r"\1 --tasks 2"),
+    (r"^(saga paper .*)$", r"\1 --only overheads --seeds 1"),
+    (r"^(saga study .*)$", r"\1 --only tenants --loads 1 --preset vllm_apc,saga --seeds 1"),
 )
 _LANGUAGES = {"shell", "text", "json", "python"}
 _PATIENCE_S = 60.0

@@ -123,7 +123,7 @@ def _write(study: Study, plan: StudyPlan, names: list[str], out: Path, json: Pat
         command=f"saga study --workload {template.workload}",
     )
     for section in report.sections:
-        for sentence in section.reasons:
+        for sentence in (*section.reasons, *section.notes):
             typer.echo(sentence)
     write_report(out, report)
     if json is not None:
