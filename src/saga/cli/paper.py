@@ -54,19 +54,17 @@ def paper(
     if json is not None:
         check_writable(json, "--json")
     study = start(cells_of(names, scale, paper_claims()), seeds=num_seeds, folder=out)
-    command = "saga paper" + " --quick" * quick + (f" --seeds {seeds}" if seeds else "")
-    command += f" --only {only}" if only else ""
-    carry_out(study, jobs=jobs, write=lambda study: _write(study, names, scale, out, json, command))
+    carry_out(study, jobs=jobs, write=lambda study: _write(study, names, scale, out, json))
 
 
-def _write(study: Study, names: list[str], scale: Scale, out: Path, json: Path | None, command: str) -> None:
+def _write(study: Study, names: list[str], scale: Scale, out: Path, json: Path | None) -> None:
     """The report from whatever has been run."""
     from saga.bench.evaluation.claims import paper_claims
     from saga.bench.evaluation.document import Report, as_document
     from saga.bench.evaluation.experiments import EXPERIMENTS
     from saga.bench.files import write_whole
     from saga.cli.output import as_json
-    from saga.cli.studies import write_report
+    from saga.cli.studies import command_line, write_report
 
     claims = paper_claims()
     sections = [EXPERIMENTS[name].section(scale, study.results, claims) for name in names]
@@ -84,7 +82,7 @@ def _write(study: Study, names: list[str], scale: Scale, out: Path, json: Path |
         runs=study.described(),
         num_missing=len(study.runs) - len(study.found),
         num_wanted=len(study.runs),
-        command=command,
+        command=command_line(),
     )
     for section in sections:
         typer.echo(f"{section.title}: {section.statement}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +169,11 @@ def write_report(folder: Path, report: Report) -> None:
     write_whole(folder / "report.md", as_markdown(report))
     write_whole(folder / "report.html", render_page(report))
     typer.echo(f"report: {folder / 'report.html'} (also report.md, report.json)")
+
+
+def command_line() -> str:
+    """What was typed, for the report: it says how to make it again."""
+    return shlex.join(["saga", *sys.argv[1:]])
 
 
 def check_whole(flag: str, value: int) -> int:

@@ -100,7 +100,7 @@ def _write(study: Study, plan: StudyPlan, names: list[str], out: Path, json: Pat
     from saga.bench.evaluation.study import PARTS
     from saga.bench.files import write_whole
     from saga.cli.output import as_json
-    from saga.cli.studies import load_cell, write_report
+    from saga.cli.studies import command_line, load_cell, write_report
 
     source = load_cell(plan.template)
     left_out = ", ".join(f"{count} sessions ({reason})" for reason, count in source.skipped.reasons.items())
@@ -120,7 +120,7 @@ def _write(study: Study, plan: StudyPlan, names: list[str], out: Path, json: Pat
         runs=study.described(),
         num_missing=len(study.runs) - len(study.found),
         num_wanted=len(study.runs),
-        command=f"saga study --workload {template.workload}",
+        command=command_line(),
     )
     for section in report.sections:
         for sentence in (*section.reasons, *section.notes):

@@ -1,6 +1,6 @@
-"""The paper's main table (completion times of seven systems) and what devices spend regenerating.
+"""The paper's main table: completion times of seven systems, at its load and over a sweep.
 
-Both read the same cells. Reasons are drawn from the figures: what share of device time the baseline loses, what endless
+Reasons are drawn from the figures: what share of device time the baseline loses, what endless
 memory would give, what the paper's own throughput says about its load.
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from saga.bench.evaluation.cells import PAPER_LOAD, Cell, Scale
 from saga.bench.evaluation.claims import Claims
 from saga.bench.evaluation.results import Results, spread
-from saga.bench.evaluation.rows import Found, judge, ratio_found
+from saga.bench.evaluation.rows import judge, ratio_found
 from saga.bench.evaluation.sections import Curve, Forest, Lines, Row, Section, claims_table, write, write_estimate
 from saga.bench.evaluation.systems import PAPER
-from saga.bench.evaluation.verdicts import of_ratio, of_share
+from saga.bench.evaluation.verdicts import of_ratio
 from saga.bench.statistics import Estimate
 from saga.bench.tables import Table, write_seconds, write_share
 from saga.engine.hardware import hardware
@@ -123,61 +123,6 @@ def main_section(scale: Scale, results: Results, claims: Claims) -> Section:
     )
 
 
-def regeneration_cells(scale: Scale, _claims: Claims) -> list[Cell]:
-    """Three systems at the paper's load and over the sweep; the main table has them too."""
-    systems = ("vllm", BASE, PAPER, OURS)
-    here = [at_paper_load(scale, system, "swe_bench") for system in systems]
-    sweep = [at_load(scale, system, "swe_bench", load) for load in scale.loads for system in systems]
-    return list(dict.fromkeys([*here, *sweep]))
-
-
-def regeneration_section(scale: Scale, results: Results, claims: Claims) -> Section:
-    """What share of device time goes into prefilling again, and how full the memory is."""
-    table = claims.table("regeneration")
-    rows = []
-    for figure, word in (("regenerated_time_share", "time regenerating"), ("kv_used_mean_share", "KV in use")):
-        for system in ("vllm", BASE, PAPER):
-            claim = table.value(figure, system=system, workload="swe_bench")
-            here = Found(results.estimate(at_paper_load(scale, system, "swe_bench"), figure))
-            by_load = {
-                load: Found(results.estimate(at_load(scale, system, "swe_bench", load), figure)) for load in scale.loads
-            }
-            rows.append(judge(f"{system}: {word}", claim, "share", of_share, here, by_load))
-    systems = ("vllm", BASE, PAPER, OURS)
-    lines = [
-        (
-            f"{load:g}",
-            *(
-                _share(results, at_load(scale, system, "swe_bench", load), "regenerated_time_share")
-                for system in systems
-            ),
-        )
-        for load in scale.loads
-    ]
-    sweep = Table("swe_bench: device time spent regenerating, by oversubscription", ("load", *systems), tuple(lines))
-    curves = _curves(results, scale, systems, "swe_bench", "regenerated_time_share")
-    cells = regeneration_cells(scale, claims)
-    return Section(
-        id=table.id,
-        title=table.title,
-        where=table.where,
-        about=(
-            "Share of the devices' busy time that would go into full prefill chunks of the tokens that were "
-            "prefilled again although an endless cache would have had them; KV in use is what running calls hold. "
-            "The paper does not say at which load its shares were taken: ours are at its 80 %, and over the sweep."
-        ),
-        rows=rows,
-        tables=[claims_table("swe_bench at the paper's load", "figure", rows), sweep],
-        drawings=[
-            Forest("Claimed and simulated shares", "share", rows, one=None),
-            Lines("Device time spent regenerating", "oversubscription", "share of device time", curves),
-        ],
-        reasons=_where_shares_match(scale, results, claims),
-        missing=results.missing(cells),
-        total=results.count(cells),
-    )
-
-
 def _main_rows(scale: Scale, results: Results, claims: Claims, workload: str) -> list[Row]:
     """One row per system: its time over that of the paper's system."""
     table, names = claims.table("main"), {"workload": workload}
@@ -237,9 +182,9 @@ def _time_table(scale: Scale, results: Results, claims: Claims, workload: str) -
                 "-" if claim is None else f"{claim.value:g} ± {claim.sd:g}" if claim.sd else f"{claim.value:g}",
                 ours if deviation is None else f"{ours} ± {write_seconds(deviation)}",
                 "-" if per_min is None else write_seconds(per_min),
-                _share(results, cell, "regenerated_time_share"),
-                _share(results, cell, "prefix_hit_share"),
-                _share(results, cell, "kv_used_mean_share"),
+                share_text(results, cell, "regenerated_time_share"),
+                share_text(results, cell, "prefix_hit_share"),
+                share_text(results, cell, "kv_used_mean_share"),
             )
         )
     title = f"{workload}, {scale.cluster} workers, oversubscription {PAPER_LOAD:g}: mean over seeds ± deviation"
@@ -267,17 +212,18 @@ def _sweep_lines(scale: Scale, results: Results, workload: str) -> Lines:
         f"{workload}: mean completion time by load",
         "oversubscription",
         "mean TCT, s",
-        _curves(results, scale, swept(scale), workload, "tct_mean_s"),
+        curves(results, scale, swept(scale), workload, "tct_mean_s"),
         log=True,
     )
 
 
-def _curves(results: Results, scale: Scale, systems: Sequence[str], workload: str, figure: str) -> list[Curve]:
-    curves = []
+def curves(results: Results, scale: Scale, systems: Sequence[str], workload: str, figure: str) -> list[Curve]:
+    """A figure over the sweep, a curve per system; those of which nothing has been run are left out."""
+    drawn = []
     for system in systems:
         found = ((load, results.estimate(at_load(scale, system, workload, load), figure)) for load in scale.loads)
-        curves.append(Curve(system, [(load, estimate) for load, estimate in found if estimate is not None]))
-    return [curve for curve in curves if curve.points]
+        drawn.append(Curve(system, [(load, estimate) for load, estimate in found if estimate is not None]))
+    return [curve for curve in drawn if curve.points]
 
 
 def _reasons(scale: Scale, results: Results, claims: Claims, workload: str) -> list[str]:
@@ -351,27 +297,7 @@ def _implied_load(claims: Claims) -> list[str]:
     ]
 
 
-def _where_shares_match(scale: Scale, results: Results, claims: Claims) -> list[str]:
-    """For each system, at which load of the sweep its share comes nearest the claim."""
-    words = []
-    for system in ("vllm", BASE, PAPER):
-        claim = claims.table("regeneration").value("regenerated_time_share", system=system, workload="swe_bench")
-        found = [
-            (load, share)
-            for load in scale.loads
-            if (share := results.mean(at_load(scale, system, "swe_bench", load), "regenerated_time_share")) is not None
-        ]
-        if claim is None or not found:
-            continue
-        load, share = min(found, key=lambda point: abs(point[1] - claim))
-        least, most = min(share for _, share in found), max(share for _, share in found)
-        words.append(
-            f"{system}: claimed {write_share(claim)}; over the sweep ours goes from {write_share(least)} to "
-            f"{write_share(most)} and comes nearest the claim at oversubscription {load:g} ({write_share(share)})."
-        )
-    return words
-
-
-def _share(results: Results, cell: Cell, figure: str) -> str:
+def share_text(results: Results, cell: Cell, figure: str) -> str:
+    """The mean of a share, as people read it."""
     value = results.mean(cell, figure)
     return "-" if value is None else write_share(value)

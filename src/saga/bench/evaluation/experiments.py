@@ -12,9 +12,10 @@ from saga.bench.evaluation.ablation import ablation_cells, ablation_section
 from saga.bench.evaluation.cache import cache_cells, cache_section
 from saga.bench.evaluation.cells import Cell, Scale
 from saga.bench.evaluation.claims import Claims
-from saga.bench.evaluation.comparison import main_cells, main_section, regeneration_cells, regeneration_section
+from saga.bench.evaluation.comparison import main_cells, main_section
 from saga.bench.evaluation.overheads import kernels_section, overheads_cells, overheads_section
 from saga.bench.evaluation.queue import queue_cells, queue_section
+from saga.bench.evaluation.regeneration import regeneration_cells, regeneration_section
 from saga.bench.evaluation.results import Results
 from saga.bench.evaluation.sections import Section
 from saga.bench.evaluation.sensitivity import sensitivity_cells, sensitivity_section
