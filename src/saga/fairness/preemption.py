@@ -21,8 +21,12 @@ class Preemption(Protocol):
         """How long a call must have been kept waiting on its worker, seconds; None: calls are never taken back."""
         ...
 
-    def yields(self, running: SessionView, blocked: SessionView, at_s: float) -> bool:
-        """Whether `running` gives way to `blocked`."""
+    def urgency(self, session: SessionView, at_s: float) -> float:
+        """The highest of those that are blocked is compared with the lowest of those that answer. O(1)."""
+        ...
+
+    def yields(self, running: float, blocked: float) -> bool:
+        """Whether a call of urgency `running` gives way to one of urgency `blocked`."""
         ...
 
 
@@ -32,7 +36,11 @@ class NoPreemption:
 
     blocked_s: float | None = None
 
-    def yields(self, running: SessionView, blocked: SessionView, at_s: float) -> bool:
+    def urgency(self, session: SessionView, at_s: float) -> float:
+        """All are alike."""
+        return 0.0
+
+    def yields(self, running: float, blocked: float) -> bool:
         """Never."""
         return False
 
@@ -46,8 +54,12 @@ class UrgentFirst:
 
     blocked_s: float | None = 0.5
     ratio: float = 2.0
-    urgency: AgentUrgency = field(default=AgentUrgency())
+    by: AgentUrgency = field(default=AgentUrgency())
 
-    def yields(self, running: SessionView, blocked: SessionView, at_s: float) -> bool:
-        """The blocked one's urgency is more than `ratio` times the running one's."""
-        return -self.urgency.rank(blocked, at_s) > self.ratio * -self.urgency.rank(running, at_s)
+    def urgency(self, session: SessionView, at_s: float) -> float:
+        """Device seconds per second, as in AFS."""
+        return -self.by.rank(session, at_s)
+
+    def yields(self, running: float, blocked: float) -> bool:
+        """The blocked one is more than `ratio` times as urgent."""
+        return blocked > self.ratio * running

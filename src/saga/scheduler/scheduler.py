@@ -372,7 +372,8 @@ class Scheduler:
         worker.unstarted[session.step] = session
         self._touched(worker, freed=False)
         self.accounts.charge(session.tenant, self.composition.billing.sent(session))
-        self._out.append(do.Dispatch(session.step, session.session, worker.worker, self._priority(session), reason))
+        session.priority = self._priority(session)
+        self._out.append(do.Dispatch(session.step, session.session, worker.worker, session.priority, reason))
         if self._steals:
             self._wake_thieves(worker)
         if self._preempts and worker.num_running > 1:
@@ -966,11 +967,11 @@ class Scheduler:
             self.deadlines.add(worker.preempt_at_s, Due.PREEMPT, worker)
 
     def _preempt(self, worker: Worker) -> None:
-        """The last in order of those that answer gives way to the first that was kept waiting. O(residents).
+        """The least urgent of those that answer gives way to the most urgent that was kept waiting. O(residents).
 
         A step gives way once at most, so that it gets done; it goes back to the same worker's queue.
         """
-        preemption, rank = self.composition.preemption, self.composition.ordering.rank
+        preemption = self.composition.preemption
         if preemption.blocked_s is None or not worker.unstarted:
             return
         self._watch(worker)
@@ -986,9 +987,9 @@ class Scheduler:
         ]
         if not blocked or not answering:
             return
-        first = min(blocked, key=lambda session: rank(session, self.now_s))
-        last = max(answering, key=lambda session: rank(session, self.now_s))
-        if preemption.yields(last, first, self.now_s):
+        first = max(blocked, key=lambda session: preemption.urgency(session, self.now_s))
+        last = min(answering, key=lambda session: preemption.urgency(session, self.now_s))
+        if preemption.yields(preemption.urgency(last, self.now_s), preemption.urgency(first, self.now_s)):
             self._take_back(last, worker, f"{first.session} is more urgent and has waited for too long")
             last.gave_way = True
             self._dispatch(last, worker, f"gave way to {first.session}")
@@ -1000,7 +1001,10 @@ class Scheduler:
             return
         worker.last_epoch_s = self.now_s
         for step, session in worker.unstarted.items():
-            self._out.append(do.Reprioritize(step, worker.worker, self._priority(session), "urgency moved"))
+            priority = self._priority(session)
+            if priority != session.priority:
+                session.priority = priority
+                self._out.append(do.Reprioritize(step, worker.worker, priority, "urgency moved"))
 
 
 def _steps_to_use(session: Session) -> float:

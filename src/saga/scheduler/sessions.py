@@ -103,6 +103,7 @@ class Session(SessionView):
         "prefetch_at_s",
         "prefix",
         "prefix_tokens",
+        "priority",
         "reserved",
         "reuse_probability",
         "roam_at_s",
@@ -132,6 +133,7 @@ class Session(SessionView):
         self.expected_output_tokens = 0.0
         self.reuse_probability = 1.0
         self.sent_at_s = event.at_s
+        self.priority = 0
         self.gave_way = False
         self.away_since_s: float | None = None
         self.hold_until_s = float("inf")
