@@ -1,0 +1,48 @@
+"""Figures are written as people read them, and a section says how much stands behind it."""
+
+from __future__ import annotations
+
+import pytest
+
+from saga.bench.evaluation.sections import Row, Section, claims_table, write, write_estimate, write_p
+from saga.bench.statistics import Estimate
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (1.734, "ratio", "1.73x"),
+        (0.38, "share", "38.0 %"),
+        (0.05, "bound", "5.0 %"),
+        (0.23, "seconds", "230 ms"),
+        (203.4, "seconds", "203"),
+        (1070.0, "count", "1.07e+03"),
+    ],
+)
+def test_every_kind_has_its_unit(value: float, kind: str, text: str) -> None:
+    """Ratios, shares, bounds, times."""
+    assert write(value, kind) == text
+
+
+def test_an_interval_is_written_where_there_is_one() -> None:
+    """Without its unit twice; nothing for one seed, a dash for none."""
+    assert write_estimate(Estimate(1.73, 1.7, 1.76), "ratio") == "1.73x (1.70 to 1.76)"
+    assert write_estimate(Estimate(0.38, 0.37, 0.39), "share") == "38.0 % (37.0 to 39.0)"
+    assert write_estimate(Estimate(1.73), "ratio") == "1.73x"
+    assert write_estimate(None, "ratio") == "-"
+    assert [write_p(p) for p in (None, 0.0002, 0.04)] == ["-", "< 0.001", "0.040"]
+
+
+def test_the_test_is_shown_where_there_is_one() -> None:
+    """Columns for p and g only where a row has them."""
+    plain = claims_table("t", "n", [Row("a", 1.5, Estimate(1.4), "ratio", "reproduced")])
+    tested = claims_table("t", "n", [Row("a", 1.5, Estimate(1.4), "ratio", "reproduced", 0.01, Estimate(2.0))])
+    assert plain.columns == ("n", "claimed", "ours (95 % interval)", "verdict")
+    assert tested.rows[0] == ("a", "1.50x", "1.40x", "0.010", "2.0", "reproduced")
+
+
+def test_a_section_says_what_is_missing_and_what_is_not_simulated() -> None:
+    """Incomplete sections and skipped ones are told from judged ones."""
+    assert "Incomplete: 3 of 9 runs" in Section("i", "t", "a", missing=3, total=9).statement
+    assert Section("i", "t", "a", skipped="no system").statement == "Not simulated: no system."
+    assert Section("i", "t", "a", judged=False).statement == ""
