@@ -136,10 +136,10 @@ class Teller:
         self._gap_begins(visit, track, at_s)
 
     def over(self, visit: Visit) -> None:
-        """The model always learns it, the cache only where ends are told."""
-        self.model.session_ended(self._tracks.pop(visit.session))
-        self._ended_s.pop(visit.session, None)
+        """Where ends are told, model and cache learn it; else the session is just away, for ever."""
         if self._tells_ends:
+            self.model.session_ended(self._tracks.pop(visit.session))
+            self._ended_s.pop(visit.session, None)
             self._pool.set_standing(visit.session, Standing.ENDED, inf, 0.0)
 
     def _gap_begins(self, visit: Visit, track: Track, at_s: float) -> None:

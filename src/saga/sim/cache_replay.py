@@ -73,7 +73,8 @@ POLICIES: dict[str, CachePolicy] = {
 class CacheConfig:
     """One replay: a workload on one cache at one pressure. Raises UsageError naming field, value and what is right.
 
-    ends: whether policies are told that a session has ended. tasks: that are played, all of them counted.
+    ends: whether policies, and the model behind them, are told that a session has ended. tasks: that are played, all
+    of them counted.
     """
 
     workload: str
