@@ -5,7 +5,7 @@
     python benchmarks/bench_fairness.py policies   [--tasks 200] [--seeds 2] [--only floods] [--presets saga,vtc]
 
 Policies: the paper's ten tenants at 80 % of what `saga` completes at most in a closed loop; the same with the heavy
-tenants doubled; and with one tenant, heavy-0, that splits its agents into twenty times as many short ones, that floods
+tenants doubled; and with one tenant, heavy-0, that does twice its work in ten-call agents, that floods
 (four times its rate), or that sends twice its rate and says of every call that it is short, the last one and overdue.
 Shares are of tasks within a multiple of their isolated time; the misbehaving tenant is no part of its class. Jain:
 index of the tenants' mean isolated time over task time (1: all are slowed down alike). All figures are simulated.
@@ -62,7 +62,7 @@ class Attack:
 ATTACKS = (
     Attack("80 % load"),
     Attack("heavy doubled", heavy=2.0),
-    Attack("splits", adversary=20.0, splits=True),
+    Attack("splits", adversary=60.0, splits=True),
     Attack("floods", adversary=4.0),
     Attack("lies", adversary=2.0, lies=True),
 )

@@ -6,11 +6,19 @@ The witness keeps books of its own (benchmarks/service_watch.py); the stage is b
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
 from fair_stage import BROKEN, SHARES, Agents, Failure, Scene, Stage, random_scene
 from hypothesis import event, given, target
+
+from saga.fairness.agent_fair_share import NoShares
+from saga.presets import preset
+from saga.sim.config import SimConfig
+from saga.sim.driver import simulate
+from saga.workloads.catalogue import workload
+from saga.workloads.plan import Limits
 
 AGENTS = st.builds(
     Agents,
@@ -74,3 +82,14 @@ def test_splitting_agents_into_many_sessions_wins_nothing() -> None:
     witness = stage.run(most_events=500)
     served = [witness.served_s[name] for name in ("t0", "t1")]
     assert abs(served[0] - served[1]) <= max(witness.bound_s("t0", "t1"), witness.bound_s("t1", "t0"))
+
+
+def test_a_tenant_alone_is_scheduled_as_if_there_were_no_shares() -> None:
+    """On a worker with too many agents of one tenant, shares change no figure."""
+    config = SimConfig(preset="saga", workload="swe_bench", workers=1, oversubscription=1.5, tasks=30)
+    tasks = workload("swe_bench", Limits(), kv_tokens=450_000)
+    shared, plain = (
+        simulate(config, tasks, composition=replace(preset("saga"), tenants=tenants)).metrics
+        for tenants in (preset("saga").tenants, NoShares())
+    )
+    assert {**shared, "wall_s": 0.0} == {**plain, "wall_s": 0.0}

@@ -130,3 +130,28 @@ def test_when_contexts_outgrow_the_device_the_tenant_that_had_most_is_paused(sta
     commands = at.tell(ev.StepFinished(0.0, "grows/0", "w0", 3_000, 3_000, service_s=0.5))
     commands += at.arrive("grows", 1, 6_500, tenant="modest")
     assert next(c.session for c in of(do.Release, commands)) == "old"
+
+
+def test_who_is_away_makes_room_for_a_tenant_that_had_less(stage):
+    """A session at its tool, of a tenant well ahead, loses its place to one that fits into it, at once."""
+    at = stage(replace(SOON, tenants=replace(SHARES, window_s=100.0, away_s=2.0)), kv_tokens=10_000)
+    at.arrive("m", 0, 10, tenant="modest")
+    for name in ("a", "b"):
+        at.arrive(name, 0, 4_000, tenant="greedy")
+    finish(at, "a", 0, 3.0)
+    commands = at.arrive("c", 0, 4_000, tenant="modest")
+    assert [c.session for c in of(do.Release, commands)] == ["a"]
+    assert dispatched(commands) == [("c/0", "w0")]
+
+
+def test_who_is_away_keeps_its_place_where_giving_it_up_would_not_help(stage):
+    """Nothing is paused for a session that would not fit all the same, nor for a tenant that is not far behind."""
+    at = stage(replace(SOON, tenants=replace(SHARES, window_s=100.0, away_s=2.0)), kv_tokens=10_000)
+    at.arrive("m", 0, 10, tenant="modest")
+    for name in ("a", "b"):
+        at.arrive(name, 0, 4_000, tenant="greedy")
+    finish(at, "a", 0, 1.0)
+    assert not of(do.Release, at.arrive("near", 0, 4_000, tenant="modest"))
+    finish(at, "b", 0, 3.0)
+    at.arrive("b", 1, 4_000, tenant="greedy")
+    assert not of(do.Release, at.arrive("large", 0, 9_000, tenant="modest"))

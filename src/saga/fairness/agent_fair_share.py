@@ -31,6 +31,10 @@ class TenantShare(Protocol):
         """Whether a tenant of rank `mine` gets no step dispatched while one of rank `waiting` waits for any worker."""
         ...
 
+    def gives_way(self, mine: float, waiting: float) -> bool:
+        """Whether a session that is away, of a tenant of rank `mine`, loses its place to one of rank `waiting`."""
+        ...
+
 
 @dataclass(frozen=True)
 class NoShares:
@@ -43,6 +47,10 @@ class NoShares:
         return 0.0
 
     def stands_back(self, mine: float, waiting: float) -> bool:
+        """Nobody does."""
+        return False
+
+    def gives_way(self, mine: float, waiting: float) -> bool:
         """Nobody does."""
         return False
 
@@ -59,6 +67,10 @@ class WeightedService:
 
     def stands_back(self, mine: float, waiting: float) -> bool:
         """Nobody does: only who gets the next free place is decided."""
+        return False
+
+    def gives_way(self, mine: float, waiting: float) -> bool:
+        """Nobody does."""
         return False
 
 

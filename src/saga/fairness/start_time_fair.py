@@ -17,12 +17,14 @@ from saga.views import TenantView
 class StartTimeFair:
     """SFQ(D) over sessions' places (Jin, Chase and Kaur, SIGMETRICS 2004, for requests), device seconds per weight.
 
-    window_s: how far ahead of one that waits a tenant may go on where its prefixes are. tie_s: tags are compared in
+    window_s: how far ahead of one that waits a tenant may go on where its prefixes are. away_s: how far, until its
+    sessions that are away make room for that one, if this lets it in. tie_s: tags are compared in
     steps of this much; within one the composition's ordering decides (task age, urgency, deadlines). advance_s: charged
     when a session gets a place, so that the places that come free before any work is known go round.
     """
 
     window_s: float = 200.0
+    away_s: float = 10.0
     tie_s: float = 0.0
     advance_s: float = 10.0
 
@@ -39,3 +41,7 @@ class StartTimeFair:
     def stands_back(self, mine: float, waiting: float) -> bool:
         """More than the window ahead."""
         return mine > waiting + self.window_s
+
+    def gives_way(self, mine: float, waiting: float) -> bool:
+        """More than away_s ahead."""
+        return mine > waiting + self.away_s

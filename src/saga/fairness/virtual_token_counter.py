@@ -68,3 +68,7 @@ class LeastCounter:
     def stands_back(self, mine: float, waiting: float) -> bool:
         """Nobody does: only who is next is decided."""
         return False
+
+    def gives_way(self, mine: float, waiting: float) -> bool:
+        """Nobody does."""
+        return False

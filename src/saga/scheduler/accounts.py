@@ -18,13 +18,13 @@ _OUTPUT_COSTS_PREFILL_TOKENS = 8.0
 
 
 class Accounts:
-    """One account per tenant, at most `max_tenants`; weights by name, 1 where unnamed."""
+    """One account per tenant, at most `max_tenants`; weights by name, 1 where unnamed. num_busy: with a session."""
 
     def __init__(self, weights: dict[str, float], max_tenants: int) -> None:
         self.tenants: dict[str, TenantView] = {}
         self._weights = weights
         self._max_tenants = max_tenants
-        self._num_busy = 0
+        self.num_busy = 0
         self._virtual_s = 0.0
 
     def join(self, name: str) -> None:
@@ -32,7 +32,7 @@ class Accounts:
         tenant = self.tenants.get(name) or self._open(name)
         if tenant.num_sessions == 0:
             self._catch_up(tenant)
-            self._num_busy += 1
+            self.num_busy += 1
         tenant.num_sessions += 1
 
     def leave(self, name: str) -> None:
@@ -40,8 +40,8 @@ class Accounts:
         tenant = self.tenants[name]
         tenant.num_sessions -= 1
         if tenant.num_sessions == 0:
-            self._num_busy -= 1
-            if self._num_busy == 0:
+            self.num_busy -= 1
+            if self.num_busy == 0:
                 self._virtual_s = max(
                     self._virtual_s, *(each.attained_s / each.weight for each in self.tenants.values())
                 )

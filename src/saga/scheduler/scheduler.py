@@ -287,6 +287,10 @@ class Scheduler:
             return
         self.accounts.level(session.tenant)
         self.gate.add(lane, session, self.composition.ordering.rank(session, self.now_s) if rank is None else rank)
+        if self._gates and self.accounts.num_busy > 1:
+            home = self.fleet.get(lane)
+            for worker in self._candidates(session) if home is None else [home]:
+                self._roomier[worker.worker] = worker
         self._out.append(do.Hold(session.step, reason))
 
     def _leave_gate(self, session: Session) -> None:
@@ -651,19 +655,42 @@ class Scheduler:
             if first is None:
                 return
             session = first[1][3]
-            if not self._fits(session, worker) and roams and home is not None and not session.home:
+            fits = self._fits(session, worker) or self._make_room(session, worker)
+            if not fits and roams and home is not None and not session.home:
                 session = home[1][3]  # a new session that does not fit does not keep one from coming home
                 if self.composition.tenants.stands_back(home[0], first[0]):
                     self._is_owed(first[1][3])
                     self._held_back[worker.worker] = worker
                     return
-            if not self._fits(session, worker) or session.prompt_tokens >= worker.kv_tokens:
+                fits = self._fits(session, worker)
+            if not fits or session.prompt_tokens >= worker.kv_tokens:
                 return
             if roams or session.owed:
                 self._leave_gate(session)
             else:
                 self.gate.remove(session)
             self._admit(session, worker, "room came free")
+
+    def _make_room(self, session: Session, worker: Worker) -> bool:
+        """Pause sessions that are away and whose tenants are ahead, if one that waits fits then. O(active sessions)."""
+        if self.accounts.num_busy < 2 or session.prompt_tokens >= worker.kv_tokens:
+            return False
+        shares, mine = self.composition.tenants, self._rank(session.tenant)
+        away = [each for each in worker.active.values() if each.state is State.HELD]
+        ahead = [(rank, each) for each in away if shares.gives_way(rank := self._rank(each.tenant), mine)]
+        ahead.sort(key=lambda pair: (pair[0], self.composition.admission.pause_rank(pair[1]), pair[1].session))
+        going: list[tuple[Session, float]] = []
+        fits = False
+        while ahead and not fits:
+            _, last = ahead.pop()
+            going.append((last, last.growth_tokens))
+            worker.unreserve(last)
+            fits = self._fits(session, worker)
+        for each, growth_tokens in going:
+            worker.reserve(each, each.context_tokens, growth_tokens)
+            if fits:
+                self._pause(each, "it is away, and its tenant is ahead of one that waits")
+        return fits
 
     def _take_backlog(self, session: Session) -> None:
         if session.backlog:
