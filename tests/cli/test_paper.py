@@ -152,25 +152,31 @@ def _listen() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="an interrupt is a signal of POSIX")
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interrupt_leaves_a_partial_report_and_the_rest_is_made_later(tmp_path: Path, jobs: int) -> None:
-    """Ctrl-C: exit code 130, whole files only, a valid report that says what is missing."""
+def _started(out: Path, jobs: int) -> subprocess.Popen[str]:
+    """The command in a process group of its own, after its first run is kept."""
     command = [sys.executable, "-m", "saga", "paper", "--quick", "--only", "queue", "--seeds", "30"]
     process = subprocess.Popen(
-        [*command, "--jobs", str(jobs), "--out", str(tmp_path)],
+        [*command, "--jobs", str(jobs), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=_listen,  # noqa: PLW1509 - this process has no threads
     )
+    for _ in range(1_200):
+        if list((out / "runs").glob("*.json")) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="an interrupt is a signal of POSIX")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_interrupt_leaves_a_partial_report_and_the_rest_is_made_later(tmp_path: Path, jobs: int) -> None:
+    """Ctrl-C: exit code 130, whole files only, a valid report that says what is missing."""
+    process = _started(tmp_path, jobs)
     try:
-        for _ in range(1_200):
-            if list((tmp_path / "runs").glob("*.json")) or process.poll() is not None:
-                break
-            time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         out, err = process.communicate(timeout=120)
     finally:
@@ -184,3 +190,20 @@ def test_an_interrupt_leaves_a_partial_report_and_the_rest_is_made_later(tmp_pat
     kept = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
     assert len(kept) == len(document["results"]["runs"]) == 180 - document["runs_missing"] >= 1
     assert "Partial" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="process groups are of POSIX")
+def test_a_command_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    """Its simulating processes end with it, in the middle of a run."""
+    process = _started(tmp_path, 2)
+    process.kill()
+    process.communicate(timeout=120)
+    for _ in range(600):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail("processes of a killed command were still there after a minute")

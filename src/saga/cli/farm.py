@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -143,10 +145,19 @@ _counts: Counts = [0]
 
 
 def _begin(counts: Counts) -> None:
-    """First thing in a new process: an interrupt ends it without a word."""
+    """First thing in a new process: an interrupt ends it without a word, and so does the end of its parent."""
     global _counts  # noqa: PLW0603 - shared memory can be handed over only when the process starts
     _counts = counts
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Nobody waits for the runs of a command that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _simulate_there(run: Work, index: int) -> Run:

@@ -1,6 +1,6 @@
 """What each mechanism is worth: the paper's system without one of them, and this project's default likewise.
 
-On `swe_bench`, at the paper's load and where plain caching has collapsed, since at the first nothing may be at stake.
+On `swe_bench`, at the paper's load and where the memory is full, since at the first nothing may be at stake.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEFAULT_ABLATED = (
 def ablation_cells(scale: Scale, _claims: Claims) -> list[Cell]:
     """Both families, each with its whole; the default's where it has something to do."""
     paper = [at_load(scale, name, WORKLOAD, load) for load in scale.variation_loads for name in (PAPER, *ABLATED)]
-    crowded = scale.variation_loads[-1]
+    crowded = scale.loads[-1]
     return paper + [at_load(scale, name, WORKLOAD, crowded) for name in ("saga", *DEFAULT_ABLATED)]
 
 
@@ -71,7 +71,7 @@ def ablation_section(scale: Scale, results: Results, claims: Claims) -> Section:
         tables=[
             claims_table(f"{PAPER} without one mechanism: time over that of the whole", "preset", rows),
             _by_load(scale, results, scale.variation_loads, (PAPER, *ABLATED)),
-            _by_load(scale, results, scale.variation_loads[-1:], ("saga", *DEFAULT_ABLATED)),
+            _by_load(scale, results, scale.loads[-1:], ("saga", *DEFAULT_ABLATED)),
         ],
         drawings=[Forest("Time without the mechanism over time with it, at the paper's load", "ratio of times", rows)],
         reasons=_reasons(scale, results),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from saga.bench.evaluation.cells import COLLAPSED_LOAD, Cell, Scale
+from saga.bench.evaluation.cells import Cell, Scale
 from saga.bench.evaluation.claims import Claims
 from saga.bench.evaluation.comparison import at_load, at_paper_load
 from saga.bench.evaluation.results import Results
@@ -22,7 +22,7 @@ _FIGURES = ("decision_p50_s", "decision_p99_s", "decision_mean_s")
 
 def timed_cell(scale: Scale, system: str) -> Cell:
     """A run whose every decision is timed, where there is much to decide."""
-    return replace(at_load(scale, system, "swe_bench", COLLAPSED_LOAD), kind="timed")
+    return replace(at_load(scale, system, "swe_bench", scale.loads[-1]), kind="timed")
 
 
 def overheads_cells(scale: Scale, _claims: Claims) -> list[Cell]:
