@@ -317,7 +317,7 @@ def test_a_closed_connection_is_no_garbage() -> None:
         writer.write(OK)
 
     def num_alive() -> int:
-        return sum(isinstance(thing, WorkerConnection) for thing in gc.get_objects())
+        return sum(type(thing) is WorkerConnection for thing in gc.get_objects())
 
     async def work() -> None:
         worker = await FakeWorker(respond).start()
