@@ -43,6 +43,7 @@ def test_turning_a_ratio_round_changes_no_verdict(claim: float, found: float) ->
         (1.73, Estimate(1.40, 1.39, 1.41), "partly"),  # more than half of the effect
         (1.73, Estimate(1.20, 1.19, 1.21), "not"),  # less than half
         (1.73, Estimate(6.50, 6.40, 6.60), "partly"),  # far more
+        (1.73, Estimate(6.50, 1.60, 26.0), "partly"),  # the same, with an interval that holds anything
         (1.73, Estimate(1.50, 0.90, 2.50), "not"),  # our interval does not exclude that nothing is there
         (1.08, Estimate(1.02, 1.01, 1.03), "not"),  # near, but less than half of a small effect
         (1.08, Estimate(1.01), "not"),  # one seed, no difference worth the name
@@ -76,7 +77,8 @@ def test_bounds_by_the_rule(found: float, verdict: Verdict) -> None:
     [
         (Estimate(0.26), "reproduced"),
         (Estimate(0.40), "partly"),
-        (Estimate(0.40, 0.2, 0.6), "reproduced"),
+        (Estimate(0.28, 0.22, 0.33), "reproduced"),
+        (Estimate(0.40, 0.2, 0.6), "partly"),  # an interval that holds anything
         (Estimate(0.47), "not"),
         (Estimate(0.11), "not"),
     ],

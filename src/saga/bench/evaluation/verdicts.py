@@ -18,6 +18,7 @@ _NEAR, _FAR = 0.15, 2.0
 _HALF = 0.5
 _POINTS, _MOST_POINTS = 0.03, 0.10
 _SURE_WITHOUT_INTERVAL = 0.02
+_WIDEST = 1.5
 
 RULES = (
     (
@@ -34,6 +35,10 @@ RULES = (
     (
         "Any other figure is reproduced where the claim is within 15 % of ours or in our 95 % interval, partly "
         "within a factor of 2, not otherwise."
+    ),
+    (
+        "An interval whose upper end is more than 1.5 times its lower one holds too much to confirm a claim: then only "
+        "the 15 % count."
     ),
     (
         "A table is reproduced where all of its rows are, not where none is even partly, partly in between; rows "
@@ -103,4 +108,6 @@ def _same_side(effect: float, ours: Estimate) -> bool:
 
 
 def _inside(claim: float, ours: Estimate) -> bool:
-    return ours.low is not None and ours.high is not None and ours.low <= claim <= ours.high
+    """Whether the interval holds the claim; one that is too wide holds too much to say so."""
+    low, high = ours.low, ours.high
+    return low is not None and high is not None and low <= claim <= high and high <= _WIDEST * low
