@@ -110,4 +110,4 @@ def _same_side(effect: float, ours: Estimate) -> bool:
 def _inside(claim: float, ours: Estimate) -> bool:
     """Whether the interval holds the claim; one that is too wide holds too much to say so."""
     low, high = ours.low, ours.high
-    return low is not None and high is not None and low <= claim <= high and high <= _WIDEST * low
+    return low is not None and high is not None and low <= claim <= high <= _WIDEST * low
