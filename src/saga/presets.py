@@ -104,7 +104,7 @@ _SAGA = Composition(
     name="saga",
     description=(
         "sessions admitted by working set, places held across tool gaps by ski rental, task age order, "
-        "weighted tenant service, eviction by next use, host tier"
+        "start-time fair shares between tenants, eviction by next use, host tier"
     ),
     source="POLICY study of this project; paper sections on workflow-atomic scheduling",
     routing=HOME_OR_QUIETEST,
