@@ -8,13 +8,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
+CORE_TESTS := $(addprefix tests/,cache engine fairness ordering routing scheduler sim workflow)
 SHARED ?= $(or $(SAGA_SHARED),$(wildcard ../shared))
 
 # The first Python >= 3.11 there is; `make PYTHON=/path/to/python ...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup engine demo check lint fast test format protocol clean
+.PHONY: help setup engine native compiled demo check lint fast test format protocol clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,8 +51,18 @@ fast: $(READY)
 
 check: lint fast  ## lint and the fast tests, in seconds
 
-test: lint engine  ## lint and the whole test-suite, with a real vLLM where there is one
+native: $(READY)  ## Compile the core (a minute, once per change of it); SAGA_CORE=native chooses it
+	@$(BIN)/python native/build.py
+
+compiled: $(READY)
+	@$(BIN)/python native/build.py || { \
+	    echo "The core is not compiled here: that takes a C compiler and Python's headers." >&2; \
+	    test -z "$$CI" && echo "Its tests run over the Python core only." >&2; }
+
+test: lint engine compiled  ## lint and the whole test-suite, with a real vLLM where there is one, the core's over both cores
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+	@! $(BIN)/python -c "import saga_native" 2>/dev/null || \
+	    SAGA_CORE=native $(BIN)/python -m pytest -q -n $(JOBS) $(CORE_TESTS)
 
 format: $(READY)  ## Let ruff format and fix what it can
 	@$(BIN)/ruff format

@@ -1,6 +1,7 @@
 """How fast the simulator is: calls per second of processor time on one core, per preset, and its memory.
 
-    python benchmarks/bench_sim.py [--workers 16] [--tasks 2000] [--oversubscription 1.0] [--presets ...] [--json FILE]
+    [SAGA_CORE=native] python benchmarks/bench_sim.py [--workers 16] [--tasks 2000] [--oversubscription 1.0]
+        [--presets ...] [--json FILE]
 
 Everything is counted: building the workload, the scheduler, the modelled engines and the figures. Ratios are to the
 first preset (the named baseline). Each preset runs in a process of its own, so that its peak memory is its own.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import time
 from pathlib import Path
@@ -47,6 +49,8 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["vllm_apc", "saga", "infinite_kv"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    core = os.environ.get("SAGA_CORE", "python")
+    print(f"core: {core}")
     rows = []
     for name in options.presets:
         config = SimConfig(
@@ -65,7 +69,9 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        options.json.write_text(json.dumps({"schema": 1, "kind": "measured", "rows": rows}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"schema": 1, "kind": "measured", "core": core, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
