@@ -10,7 +10,8 @@ It refuses to know clocks (time arrives as `event.at_s`), transports, engines an
 the gateway, in the simulator and over a recorded log, and gives the same commands for the same events.
 
 Cost of one event, W workers, S sessions: O(log S) for deadlines and queues; O(1) in W (a short list instead of the
-fleet, above `_SHORT_LIST_FROM` workers); O(active sessions of one worker) when a session must be paused.
+fleet, above `_SHORT_LIST_FROM` workers); O(tenants that wait) while somebody waits; O(active sessions of one worker)
+when a session must be paused.
 """
 
 from __future__ import annotations
