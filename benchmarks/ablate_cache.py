@@ -20,7 +20,8 @@ from saga.sim.cache_facts import Reminder, Teller
 from saga.sim.cache_replay import BELADY, POLICIES, REPLAYS, CacheConfig, CachePolicy, replay_cache
 from saga.sim.cache_timeline import ARRIVED, FINISHED, Visit, lay_out
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits, Workload
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Workload
 
 ARRIVES_S: dict[tuple[str, int], float] = {}
 FINISHES_S: dict[tuple[str, int], float] = {}

@@ -27,7 +27,8 @@ from saga.sim.driver import Simulation
 from saga.workflow.forecast import Forecast
 from saga.workflow.gaps import GapModel
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits, Workload
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Workload
 
 Change = Callable[[Forecast], Forecast]
 

@@ -25,7 +25,8 @@ from saga.sim.cache_replay import POLICIES, CacheConfig, PrefillCost
 from saga.sim.cache_stays import stays_of
 from saga.sim.cache_timeline import Timeline, Visit, lay_out
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits, Workload
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Workload
 
 BASELINE = "lru"
 TWIN_SHARE = 8

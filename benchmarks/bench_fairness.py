@@ -37,8 +37,8 @@ from saga.scheduler.composition import Composition
 from saga.sim.config import SimConfig
 from saga.sim.driver import Simulation
 from saga.workloads.generators import TENANT_RATES_PER_MIN, BurstyArrivals, ten_tenants
-from saga.workloads.limits import Fit
-from saga.workloads.plan import Limits, Workload
+from saga.workloads.limits import Fit, Limits
+from saga.workloads.plan import Workload
 from saga.workloads.synthetic import SyntheticWorkload
 
 KV_TOKENS = 450_000

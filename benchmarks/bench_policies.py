@@ -24,7 +24,8 @@ from saga.bench.statistics import paired_speedup
 from saga.sim.config import SimConfig
 from saga.sim.driver import simulate
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits, Workload
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Workload
 
 BUILT_IN = ("swe_bench", "web_arena", "claude_code", "swe_agent", "tool_service", "browser", "chat")
 TRACE_LIMITS = Limits(max_context_tokens=150_000, min_calls=2, max_calls=120, gap_cap_s=300.0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from saga.sim.config import SimConfig
 from saga.sim.driver import simulate
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 
 def measure(config: SimConfig) -> dict[str, float | str]:

@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Call, Limits, SessionPlan
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Call, SessionPlan
 from saga.workloads.profiles import START, USER, Mode, Profile, Provenance
 from saga.workloads.quantiles import fit
 from saga.workloads.traces import TraceWorkload

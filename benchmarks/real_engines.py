@@ -50,7 +50,8 @@ from tiny_model import ENVIRONMENT, make_tiny_model
 from saga.bench.openai_client import Measured, OpenAiClient
 from saga.bench.replay import Replay, ReplayConfig, Target
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits, Task, Workload
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Task, Workload
 
 MODEL = "tiny"
 BLOCK_TOKENS, NUM_BLOCKS = 32, 513

@@ -21,7 +21,7 @@ from saga.scheduler.composition import Composition
 from saga.sim.config import SimConfig
 from saga.sim.driver import Simulation
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 HARDWARE = "llama3-70b-a100x4"
 

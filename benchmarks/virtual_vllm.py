@@ -42,7 +42,7 @@ from saga.sim.driver import Simulation
 from saga.vllm_plugin.contracts import Directive, NoLink, Outcome, Release, Retain
 from saga.vllm_plugin.scheduler import SagaSyncScheduler
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 PRESETS = {
     "stock": "vllm_apc",

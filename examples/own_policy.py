@@ -15,7 +15,7 @@ from saga.presets import preset
 from saga.sim.config import SimConfig
 from saga.sim.driver import simulate
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 
 @dataclass(frozen=True)

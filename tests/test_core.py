@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from saga.engine import batching
 from saga.sim.config import SimConfig
 from saga.sim.driver import simulate
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 load = {"workload": "ten_tenants", "workers": 2, "tasks": 60, "oversubscription": 1.3}
 config = SimConfig(preset=sys.argv[1], log_path=sys.argv[2], **load)
 simulate(config, workload(config.workload, Limits(), kv_tokens=config.kv_tokens))
@@ -85,6 +86,19 @@ def with_core(core: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", *arguments], env=environment, check=False, capture_output=True, text=True
     )
+
+
+@pytest.mark.slow
+def test_runs_of_the_compiled_core_cross_processes(tmp_path: Path) -> None:
+    """What a pool of simulating processes is sent, and sends back, is not among what was compiled."""
+    asked = with_core("native", "import saga")
+    if asked.returncode:
+        pytest.skip(asked.stderr.splitlines()[-1])
+    run = "saga sim --workload swe_bench --preset vllm_apc,saga --oversubscription 1 --tasks 20 --seeds 1 --workers 1"
+    code = "import sys; from saga.cli.main import main; sys.argv = sys.argv[1:]; main()"
+    done = with_core("native", code, *run.split(), "--jobs", "2", "--json", str(tmp_path / "runs.json"))
+    assert done.returncode == 0, done.stderr
+    assert [each["preset"] for each in json.loads((tmp_path / "runs.json").read_text())["runs"]] == ["vllm_apc", "saga"]
 
 
 @pytest.mark.slow

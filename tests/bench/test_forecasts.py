@@ -8,7 +8,8 @@ import pytest
 
 from saga.bench.forecasts import ForecastScores, evaluate
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Call, Limits, SessionPlan, Task
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Call, SessionPlan, Task
 
 
 def task(number: int, tools: list[str], *, gap_s: float = 2.0) -> Task:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from saga.bench.transcript import Texts, shared_streams, tool_name
 from saga.workloads.catalogue import workload
 from saga.workloads.conversation import Conversation, common_tokens
-from saga.workloads.plan import Call, Limits
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Call
 
 TURNS = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 80), st.floats(0, 1)), min_size=1, max_size=8)
 

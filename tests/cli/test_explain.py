@@ -152,7 +152,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from saga.sim.config import SimConfig
     from saga.sim.driver import simulate
     from saga.workloads.catalogue import workload
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     log = tmp_path_factory.mktemp("log") / "run.jsonl"
     config = SimConfig(

@@ -10,7 +10,7 @@ from saga.cli.farm import Job, run_all
 from saga.errors import PeerError, UnknownName, UsageError
 from saga.sim.config import SimConfig
 from saga.sim.metrics import Run
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 CONFIG = SimConfig(preset="vllm_apc", workload="swe_bench", workers=1, agents_per_worker=2, tasks=6)
 JOBS = [

@@ -34,7 +34,7 @@ from saga.sim.cache_stays import stays_of
 from saga.sim.cache_timeline import STARTED
 from saga.views import CacheOwner
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 from .small_caches import Small, least_cost, small_timeline, small_workloads
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from saga.engine.latency import ConstantLatency
 from saga.sim.cache_timeline import ARRIVED, FINISHED, OVER, STARTED, Timeline, lay_out
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Call, Limits, SessionPlan, Task
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Call, SessionPlan, Task
 
 from .small_caches import Small, small_timeline, small_workloads
 

@@ -19,7 +19,8 @@ from saga.sim import driver
 from saga.sim.config import SimConfig
 from saga.sim.driver import Simulation, simulate
 from saga.workloads.catalogue import workload
-from saga.workloads.plan import Limits, Task
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Task
 
 from .conftest import KV_TOKENS, Plan, agent, chain
 

@@ -9,7 +9,7 @@ import pytest
 
 from saga.errors import UnknownName, UsageError
 from saga.workloads.catalogue import BUILT_IN, workload
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -11,8 +11,8 @@ import pytest
 from saga.errors import UsageError
 from saga.workloads.catalogue import workload
 from saga.workloads.describe import describe, infinite_cache_reuse
-from saga.workloads.limits import Fit
-from saga.workloads.plan import Call, Limits, SessionPlan, Task
+from saga.workloads.limits import Fit, Limits
+from saga.workloads.plan import Call, SessionPlan, Task
 from saga.workloads.traces import TraceWorkload
 
 

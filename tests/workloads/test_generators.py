@@ -10,7 +10,8 @@ import pytest
 
 from saga.workloads.catalogue import workload
 from saga.workloads.generators import TENANT_RATES_PER_MIN, BurstyArrivals
-from saga.workloads.plan import Call, Limits, Task
+from saga.workloads.limits import Limits
+from saga.workloads.plan import Call, Task
 
 
 def _tasks(name: str, num_tasks: int = 300, seed: int = 3) -> list[Task]:

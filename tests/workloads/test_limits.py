@@ -7,8 +7,7 @@ import math
 import pytest
 
 from saga.errors import UsageError
-from saga.workloads.limits import Fit
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Fit, Limits
 
 
 @pytest.mark.parametrize(

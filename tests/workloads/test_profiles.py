@@ -9,8 +9,7 @@ import pytest
 
 from saga.workloads.catalogue import workload
 from saga.workloads.describe import describe
-from saga.workloads.limits import Fit
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Fit, Limits
 from saga.workloads.profiles import PROFILES, START, profile
 from saga.workloads.quantiles import KNOTS
 from saga.workloads.traces import TraceWorkload

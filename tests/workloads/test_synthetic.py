@@ -8,7 +8,7 @@ import pytest
 
 from saga.errors import UsageError
 from saga.workloads.catalogue import BUILT_IN, workload
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 from saga.workloads.synthetic import FIRST_PRIVATE_STREAM
 
 

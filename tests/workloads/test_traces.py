@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from saga.errors import UsageError
-from saga.workloads.limits import Fit
-from saga.workloads.plan import Limits, Task
+from saga.workloads.limits import Fit, Limits
+from saga.workloads.plan import Task
 from saga.workloads.traces import TraceWorkload
 
 

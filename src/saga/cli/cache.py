@@ -23,7 +23,8 @@ from saga.errors import UsageError
 
 if TYPE_CHECKING:
     from saga.sim.cache_replay import CacheConfig, CacheRun
-    from saga.workloads.plan import Limits, Workload
+    from saga.workloads.limits import Limits
+    from saga.workloads.plan import Workload
 
 SCHEMA = 1
 _CACHE, _OUTPUT = "Cache", "Output"
@@ -70,7 +71,7 @@ def cache(
     """
     from saga.sim.cache_replay import LEAST_SHARE, CacheConfig, check_policies
     from saga.workloads.catalogue import workload as load
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     names = check_policies(_split("--policy", policy))
     if ends not in {"told", "untold"}:

@@ -123,7 +123,7 @@ def _job(scene: _Scene, workload: str, tasks: int | None) -> Job:
     """The scene as a run of the first preset."""
     from saga.cli.farm import Job
     from saga.sim.config import SimConfig
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     config = SimConfig(
         preset=_PRESETS[0],

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from saga.sim.config import SimConfig
     from saga.sim.metrics import Run
-    from saga.workloads.plan import Limits, Workload
+    from saga.workloads.limits import Limits
+    from saga.workloads.plan import Workload
 
 _POLL_S = 0.2
 _LINE_EVERY_S = 20.0  # where there is no terminal for a bar

@@ -113,7 +113,7 @@ def play(scene: LiveScene) -> LiveComparison:
     from saga.bench.replay import ReplayConfig
     from saga.cli.replay import as_document, progress
     from saga.workloads.catalogue import workload as find_workload
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     limits = Limits(max_calls=scene.max_calls)
     source = find_workload(scene.workload, limits)

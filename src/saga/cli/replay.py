@@ -79,7 +79,7 @@ def replay(
     from saga.bench.replay import Replay, ReplayConfig, parse_target
     from saga.cli.output import check_writable
     from saga.workloads.catalogue import workload as find_workload
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     if json is not None:
         check_writable(json, "--json")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from saga.cli.farm import Job
     from saga.sim.config import SimConfig
     from saga.sim.metrics import Run
-    from saga.workloads.plan import Limits, Workload
+    from saga.workloads.limits import Limits
+    from saga.workloads.plan import Workload
 
 SCHEMA = 1
 _LOADS = ("agents_per_worker", "oversubscription", "rate_per_s", "as_recorded")
@@ -86,7 +87,7 @@ def sim(
     """
     from saga.cli.farm import Job
     from saga.sim.config import SimConfig
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     loads = {
         "agents_per_worker": agents_per_worker,

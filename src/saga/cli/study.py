@@ -68,7 +68,7 @@ def study(
     from saga.bench.evaluation.study import PARTS, StudyPlan, choose_parts, parse_loads
     from saga.cli.sim import check_presets
     from saga.cli.studies import carry_out, check_whole, start
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     check_installed()
     check_whole("--jobs", jobs)

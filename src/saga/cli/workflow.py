@@ -46,7 +46,7 @@ def workflow(
     from saga.errors import UnknownName, UsageError
     from saga.workflow import render
     from saga.workloads.catalogue import workload
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     for path, flag in ((dot, "--dot"), (svg, "--svg")):
         if path is not None:

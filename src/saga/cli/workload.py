@@ -67,7 +67,7 @@ def describe_workload(
 
     from saga.workloads.catalogue import workload
     from saga.workloads.describe import describe
-    from saga.workloads.plan import Limits
+    from saga.workloads.limits import Limits
 
     limits = Limits(max_context_tokens=max_context, min_calls=min_calls, max_calls=max_calls, gap_cap_s=gap_cap_s)
     description = describe(workload(name, limits, kv_tokens=kv_tokens), tasks, seed)

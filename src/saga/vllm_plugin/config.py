@@ -18,12 +18,15 @@ from saga.cache.prefix_lru import PrefixLru
 from saga.cache.workflow_lru import WorkflowLru
 from saga.errors import UnknownName, UsageError
 from saga.fairness.agent_fair_share import NoShares, TenantShare, WeightedService
+from saga.fairness.start_time_fair import StartTimeFair
 from saga.vllm_plugin.contracts import LinkConfig
 
 EVICTION: Mapping[str, EvictionPolicy] = MappingProxyType(
     {"next_use": NextUse(), "workflow_lru": WorkflowLru(), "lru": Lru(), "stock": PrefixLru()}
 )
-TENANTS: Mapping[str, TenantShare] = MappingProxyType({"weighted_service": WeightedService(), "none": NoShares()})
+TENANTS: Mapping[str, TenantShare] = MappingProxyType(
+    {"start_time_fair": StartTimeFair(), "weighted_service": WeightedService(), "none": NoShares()}
+)
 RATES = ("prefill_tokens_per_s", "load_tokens_per_s", "move_tokens_per_s")
 
 
@@ -46,7 +49,7 @@ class PluginConfig:
     """
 
     eviction: str = "next_use"
-    tenants: str = "weighted_service"
+    tenants: str = "start_time_fair"
     weights: Mapping[str, float] = field(default_factory=dict)
     epoch_s: float = 0.1
     preempt_after_s: float = 0.5

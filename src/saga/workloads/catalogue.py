@@ -8,8 +8,8 @@ from pathlib import Path
 
 from saga.errors import UnknownName, UsageError
 from saga.workloads import generators
-from saga.workloads.limits import Fit
-from saga.workloads.plan import Limits, Workload
+from saga.workloads.limits import Fit, Limits
+from saga.workloads.plan import Workload
 from saga.workloads.profiles import PROFILES, profile_source
 from saga.workloads.synthetic import Source, SyntheticWorkload
 from saga.workloads.traces import TraceWorkload

@@ -9,7 +9,16 @@ import math
 from dataclasses import dataclass
 
 from saga.errors import UsageError
-from saga.workloads.plan import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What of a workload is used. A session outside them is skipped and counted, never cut, except gaps."""
+
+    max_context_tokens: int | None = None
+    min_calls: int = 1
+    max_calls: int | None = None
+    gap_cap_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,16 +67,6 @@ class Task:
         return sum(len(session.calls) for session in self.sessions)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What of a workload is used. A session outside them is skipped and counted, never cut, except gaps."""
-
-    max_context_tokens: int | None = None
-    min_calls: int = 1
-    max_calls: int | None = None
-    gap_cap_s: float | None = None
-
-
 @dataclass(slots=True)
 class Skipped:
     """How many source sessions were left out, by reason, for the report."""

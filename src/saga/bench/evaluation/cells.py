@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 Kind = Literal["simulated", "cache", "timed"]
 

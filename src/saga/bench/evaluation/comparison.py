@@ -20,7 +20,7 @@ from saga.bench.statistics import Estimate
 from saga.bench.tables import Table, write_seconds, write_share
 from saga.engine.hardware import hardware
 from saga.workloads.catalogue import workload as workload_of
-from saga.workloads.plan import Limits
+from saga.workloads.limits import Limits
 
 SYSTEMS = (
     "vllm",
