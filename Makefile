@@ -60,7 +60,7 @@ compiled: $(READY)
 	    test -z "$$CI" && echo "Its tests run over the Python core only." >&2; }
 
 test: lint engine compiled  ## lint and the whole test-suite, with a real vLLM where there is one, the core's over both cores
-	@! $(BIN)/python -c "import saga_native" 2>/dev/null || \
+	@! SAGA_CORE=native $(BIN)/python -c "import saga" 2>/dev/null || \
 	    SAGA_CORE=native $(BIN)/python -m pytest -q -n $(JOBS) $(CORE_TESTS)
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 

@@ -22,11 +22,11 @@ from saga.cache.ttl import FixedTtl, Forever, NoTtl, P95Ttl, SkiRental, UtilityT
 from saga.cache.workflow_lru import WorkflowLru
 from saga.errors import UnknownName
 from saga.fairness.admission import OpenDoor, SessionCap, WorkingSet
-from saga.fairness.agent_fair_share import AgentUrgency
+from saga.fairness.agent_fair_share import AgentUrgency, WeightedService
 from saga.fairness.pause_resume import PauseResume
 from saga.fairness.preemption import NoPreemption, UrgentFirst
 from saga.fairness.start_time_fair import StartTimeFair
-from saga.fairness.virtual_token_counter import LeastCounter, TokenCosts
+from saga.fairness.virtual_token_counter import TokenCosts
 from saga.ordering.breadth_first import BreadthFirst
 from saga.ordering.classes import UrgencyClasses
 from saga.ordering.depth_first import DepthFirst
@@ -106,7 +106,7 @@ _SAGA = Composition(
         "sessions admitted by working set, places held across tool gaps by ski rental, task age order, "
         "start-time fair shares between tenants, eviction by next use, host tier"
     ),
-    source="POLICY study of this project; paper sections on workflow-atomic scheduling",
+    source="study of this project (docs/policies.md); paper sections on workflow-atomic scheduling",
     routing=HOME_OR_QUIETEST,
     admission=WorkingSet(),
     retention=SkiRental(),
@@ -403,7 +403,7 @@ _VTC = replace(
     left_out="output is counted when the call ends, not token by token",
     routing=HOME_OR_LEAST_RESERVED,
     admission=WorkingSet(alpha=1.0, growth_share=0.0),
-    tenants=LeastCounter(),
+    tenants=WeightedService(),
     billing=TokenCosts(),
     home_share=inf,
 )
@@ -412,7 +412,7 @@ _SESSION_CAP = replace(
     _VLLM_APC,
     name="session_cap",
     description="vllm_apc behind a gate that lets a fixed number of sessions per worker in, each until its end",
-    source="POLICY item 7: what a careful operator does by hand",
+    source="what a careful operator does by hand",
     admission=SessionCap(),
     retention=Forever(),
     ordering=TaskFcfs(),

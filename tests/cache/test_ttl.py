@@ -68,7 +68,7 @@ def test_more_overlap_is_held_longer(gaps_s: list[float], probability: float, on
 def test_a_larger_device_and_a_slower_return_hold_longer(
     gaps_s: list[float], one: int, other: int, rate: float
 ) -> None:
-    """The hold scales with C / R, as POLICY item 2 demands of it."""
+    """The hold scales with C / R."""
     gap = model(gaps_s)
     small, large = (GapFacts(gap, 1.0, 1.0, tokens, rate, 0.0) for tokens in sorted((one, other)))
     assert ENDLESS.hold_s(small) <= ENDLESS.hold_s(large)

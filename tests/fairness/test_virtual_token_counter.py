@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 
 from saga.events import SessionEnded, StepArrived, StepFinished, WorkerJoined
-from saga.fairness.agent_fair_share import NoShares
-from saga.fairness.virtual_token_counter import DeviceSeconds, LeastCounter, TokenCosts
+from saga.fairness.agent_fair_share import NoShares, WeightedService
+from saga.fairness.virtual_token_counter import DeviceSeconds, TokenCosts
 from saga.presets import preset
 from saga.scheduler.composition import Composition
 from saga.scheduler.scheduler import Scheduler
@@ -42,7 +42,7 @@ def test_the_least_counter_per_weight_is_next(one: int, other: int, weight: floa
     """A tenant of twice the weight may have had twice as much."""
     mine, theirs = TenantView("a", weight), TenantView("b", weight)
     mine.attained_s, theirs.attained_s = one, other
-    assert (LeastCounter().rank(mine) < LeastCounter().rank(theirs)) == (one / weight < other / weight)
+    assert (WeightedService().rank(mine) < WeightedService().rank(theirs)) == (one / weight < other / weight)
 
 
 def worst_difference(composition: Composition, seed: int) -> float:

@@ -109,6 +109,46 @@ def test_a_full_queue_refuses_with_429_and_retry_after():
     asyncio.run(scene())
 
 
+def test_a_flood_of_one_tenant_keeps_no_other_out():
+    """The queue is full for who fills it; another one waits beside it, up to its part; nothing is counted for ever."""
+
+    async def scene():
+        scheduling = gateway(1, max_queue=4)
+        await scheduling.admit(call("first", prompt_tokens=900, tenant="greedy"))
+        waiting = []
+
+        async def come(tenant, name):
+            waiting.append(asyncio.create_task(scheduling.admit(call(name, prompt_tokens=900, tenant=tenant))))
+            await asyncio.sleep(0)
+            return not waiting[-1].done()
+
+        assert [await come("greedy", f"g{i}") for i in range(6)] == [True] * 4 + [False] * 2
+        assert [await come("modest", f"m{i}") for i in range(4)] == [True, True, False, False]
+        assert [await come(f"t{i}", f"t{i}") for i in range(4)] == [True, True, False, False]  # twice the bound
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert (scheduling.num_waiting, scheduling._num_waiting_of) == (0, {})
+        lawful(scheduling)
+
+    asyncio.run(scene())
+
+
+def test_an_answer_that_is_an_error_is_charged_for_what_it_took():
+    """Whoever can provoke late errors is not served for nothing."""
+
+    async def scene():
+        scheduling = gateway(1)
+        ticket = await scheduling.admit(call("one", tenant="t"))
+        await asyncio.sleep(0.02)
+        scheduling.finished(ticket, Answer(error=True, complete=True))
+        (pool,) = scheduling.pools
+        assert pool.scheduler.accounts.tenants["t"].attained_s > 0.0
+        lawful(scheduling)
+
+    asyncio.run(scene())
+
+
 def test_a_wait_that_takes_too_long_ends_with_503():
     """The bound on time holds, and the step is gone."""
 

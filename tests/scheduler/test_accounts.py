@@ -92,3 +92,28 @@ def test_time_does_not_pass_the_least_served_that_waits():
     assert accounts.tenants["waiting"].attained_s == 20.0
     accounts.join("newcomer")
     assert accounts.tenants["newcomer"].attained_s == 10.0
+
+
+def test_the_cap_forgives_last_who_had_more_than_others():
+    """Of the idle accounts those are closed that would rejoin level; the others only where there are none such."""
+    accounts = Accounts({}, 3)
+    for name in ("level", "ahead", "worker"):
+        accounts.join(name)
+    accounts.charge("ahead", 500.0)
+    accounts.leave("ahead")
+    accounts.leave("level")
+    accounts.join("new")
+    assert sorted(accounts.tenants) == ["ahead", "new", "worker"]
+    accounts.join("newer")
+    assert "ahead" not in accounts.tenants
+
+
+def test_new_weights_count_as_if_they_had_always_been_so():
+    """Nobody falls behind, or gets ahead of, those that wait because its weight was changed."""
+    accounts = Accounts({"t": 1.0}, 10)
+    accounts.join("t")
+    accounts.charge("t", 100.0)
+    accounts.reweigh({"t": 4.0, "later": 2.0})
+    assert (accounts.tenants["t"].attained_s, accounts.tenants["t"].weight) == (400.0, 4.0)
+    accounts.join("later")
+    assert accounts.tenants["later"].weight == 2.0

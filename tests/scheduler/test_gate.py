@@ -140,5 +140,6 @@ def test_a_flood_fills_its_own_part_of_the_gate():
     gate.add(ANYWHERE, one, 0.0)
     assert [view.tenant for view in gate.in_the_open()] == ["t0", "t1"]
     assert not gate.is_full_for("t1", 10)
+    assert gate.is_full_for("t2", 5)  # twice as many wait as may
     gate.remove(one)
     assert [view.tenant for view in gate.in_the_open()] == ["t0"]

@@ -49,7 +49,7 @@ class NoHostTier:
 
 @dataclass(frozen=True)
 class WriteBack:
-    """What is computed is written back at once, so that eviction costs nothing later (POLICY item 6).
+    """What is computed is written back at once, so that eviction costs nothing later.
 
     By default blocks leave in the order of their own last use, as in vLLM (0.32 `LRUCachePolicy`).
     """

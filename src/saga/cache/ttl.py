@@ -111,7 +111,7 @@ class UtilityTtl:
 
 @dataclass(frozen=True)
 class SkiRental:
-    """Hold for the T that minimises E[min(X, T)] + tau x P(T < X < inf), tau = overlap x C / R (POLICY item 2).
+    """Hold for the T that minimises E[min(X, T)] + tau x P(T < X < inf), tau = overlap x C / R.
 
     X is the forecast gap, infinite with probability 1 - continue_probability (then nothing is ever regenerated).
     Holding c of C tokens for t seconds costs others t x c / C of the device; bringing them back takes overlap x c / R

@@ -1,8 +1,8 @@
 """Session-level admission: how many sessions may be at work on a worker.
 
 The unit is the session, not the call: a session that was let in keeps its place across tool gaps (its *reservation*,
-held as long as `cache.ttl` says), so that its prefix is there when it returns. POLICY.md: this matters most.
-Policies refuse to know queues and time; `saga.scheduler` keeps the ledger they look at.
+held as long as `cache.ttl` says), so that its prefix is there when it returns. Of all rules this one matters most
+(docs/policies.md). Policies refuse to know queues and time; `saga.scheduler` keeps the ledger they look at.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class OpenDoor:
 
 @dataclass(frozen=True)
 class SessionCap:
-    """A fixed number of sessions per worker, tuned by hand; 18 suits `swe_bench` (a baseline: POLICY item 7)."""
+    """A fixed number of sessions per worker, tuned by hand; 18 suits `swe_bench` (a baseline)."""
 
     max_sessions: int = 18
     gates: bool = True
@@ -87,7 +87,7 @@ class SessionCap:
 
 @dataclass(frozen=True)
 class WorkingSet:
-    """Only as many sessions as their working sets fit on the device (POLICY item 1).
+    """Only as many sessions as their working sets fit on the device.
 
     alpha: share of the device that reservations may fill, `alpha_host` where a host tier stands behind it.
     growth_share: head-room per session as a share of its context (ours: the forecast of the next step where larger is

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from saga.events import StepFinished
-from saga.views import SessionView, TenantView
+from saga.views import SessionView
 
 
 class Billing(Protocol):
@@ -25,6 +25,10 @@ class Billing(Protocol):
         """Charged when its answer is complete; `service_s` device seconds went into it. O(1)."""
         ...
 
+    def unanswered(self, service_s: float) -> float:
+        """Charged for device seconds of a step that was broken off, or of memory kept across a gap. O(1)."""
+        ...
+
 
 @dataclass(frozen=True)
 class DeviceSeconds:
@@ -35,6 +39,10 @@ class DeviceSeconds:
         return 0.0
 
     def finished(self, event: StepFinished, service_s: float) -> float:
+        """Device seconds."""
+        return service_s
+
+    def unanswered(self, service_s: float) -> float:
         """Device seconds."""
         return service_s
 
@@ -54,21 +62,6 @@ class TokenCosts:
         """The answer, tokens (VTC counts them as they come, one by one)."""
         return self.output_weight * event.output_tokens
 
-
-@dataclass(frozen=True)
-class LeastCounter:
-    """The least counter per weight is served next."""
-
-    advance_s: float = 0.0
-
-    def rank(self, tenant: TenantView) -> float:
-        """Attained tokens / weight."""
-        return tenant.attained_s / tenant.weight
-
-    def stands_back(self, mine: float, waiting: float) -> bool:
-        """Nobody does: only who is next is decided."""
-        return False
-
-    def gives_way(self, mine: float, waiting: float) -> bool:
-        """Nobody does."""
-        return False
+    def unanswered(self, service_s: float) -> float:
+        """Nothing: VTC counts tokens of prompts, when they are sent, and of answers."""
+        return 0.0

@@ -111,8 +111,7 @@ class Pools:
         """Tenants' weights from now on. O(tenants x pools)."""
         self._weights.update(weights)
         for pool in self._pools.values():
-            for tenant, view in pool.scheduler.accounts.tenants.items():
-                view.weight = weights.get(tenant, view.weight)
+            pool.scheduler.accounts.reweigh(weights)
 
     def seat_of(self, worker: Worker) -> Seat | None:
         """The seat on which the worker takes new steps."""

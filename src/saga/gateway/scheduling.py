@@ -4,8 +4,9 @@ A call becomes a `StepArrived`; the `Dispatch` that answers it, at once or later
 for. What the data plane then says of the ticket becomes `FirstToken`, `StepFinished`, `StepFailed`, `StepCancelled`.
 Events are stamped with the event loop's time; a timer follows the schedulers' deadlines.
 
-Bounds: at most `max_queue` calls wait, none longer than `max_wait_s`, and where no worker is up none longer than
-`no_worker_wait_s`. Beyond them the client gets 429 or 503 with `Retry-After`, the scheduler a `StepCancelled`.
+Bounds: at most `max_queue` calls wait (as many again of tenants that have less than their part of it), none longer than
+`max_wait_s`, and where no worker is up none longer than `no_worker_wait_s`. Beyond them the client gets 429 or 503 with
+`Retry-After`, the scheduler a `StepCancelled`.
 
 A failed attempt is tried again once, on another worker: where the scheduler sends it back to where it just failed (its
 prefix is there, and the circuit is still closed), it makes a *detour* to the least busy other worker, while the
@@ -41,6 +42,7 @@ from saga.gateway.workers import Worker, Workers, WorkerState
 from saga.presets import preset
 from saga.routing.stealing import NoStealing
 from saga.scheduler.composition import Caps, Composition
+from saga.scheduler.gate import is_full
 from saga.scheduler.invariants import check
 from saga.workflow.model import WorkflowModel
 
@@ -214,6 +216,7 @@ class GatewayScheduling:
         self.pools = Pools(self.composition, self.settings.caps(), dict(weights or {}))
         self.journal = journal or Journal(time.time)
         self.num_waiting = 0
+        self._num_waiting_of: dict[str, int] = {}
         self.engines: Engines = NoEngines()
         self._meter: Meter = meter or NoMeter()
         self._gone = gone or _nobody_asks
@@ -321,7 +324,7 @@ class GatewayScheduling:
         assert seat is not None
         at_s = self._now_s()
         if answer.error:
-            self._tell(step.pool, ev.StepFailed(at_s, step.call.step, seat.name, "answered with an error", retry=False))
+            self._tell(step.pool, ev.StepCancelled(at_s, step.call.step))  # what it took so far is charged
         else:
             self._tell(step.pool, _finish(at_s, step.call, seat.name, answer))
             if sent.call.final:
@@ -443,13 +446,15 @@ class GatewayScheduling:
         if step.rejected is not None:
             self._drop(step, call)
             raise self._refusal(call, "rejected", 429, step.rejected.reason, step.rejected.retry_after_s or 1.0)
-        if self.num_waiting >= self.settings.max_queue:
+        own = self._num_waiting_of.get(call.tenant, 0)
+        if is_full(self.settings.max_queue, self.num_waiting, own, len(self._num_waiting_of)):
             self._drop(step, call)
             message = f"{self.num_waiting} calls wait already"
             raise self._refusal(call, "queue_full", 429, message, self._retry_after_s())
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         step.waiters.append(future)
+        self._num_waiting_of[call.tenant] = own + 1
         self.num_waiting += 1
         step.pool.num_waiting += 1
         timers = [loop.call_later(self.settings.max_wait_s, self._give_up, future, call, "waited_too_long")]
@@ -467,9 +472,15 @@ class GatewayScheduling:
             raise
         finally:
             self.num_waiting -= 1
+            self._no_longer_waits(call.tenant)
             step.pool.num_waiting -= 1
             for timer in timers:
                 timer.cancel()
+
+    def _no_longer_waits(self, tenant: str) -> None:
+        self._num_waiting_of[tenant] -= 1
+        if not self._num_waiting_of[tenant]:
+            del self._num_waiting_of[tenant]
 
     def _give_up(self, future: asyncio.Future[None], call: Call, why: str) -> None:
         if future.done():

@@ -20,7 +20,7 @@ class Fcfs:
 
 @dataclass(frozen=True)
 class TaskFcfs:
-    """By arrival of the task: an agent that began earlier goes first at every call (POLICY: 2.5x by itself)."""
+    """By arrival of the task: an agent that began earlier goes first at every call."""
 
     static: bool = True
 

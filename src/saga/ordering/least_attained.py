@@ -20,7 +20,7 @@ class LeastAttained:
 
 @dataclass(frozen=True)
 class ShortestRemaining:
-    """By forecast remaining steps: better means, ruined tails (POLICY item 7): an option, not a default."""
+    """By forecast remaining steps: better means, ruined tails: an option, not a default."""
 
     static: bool = True
 

@@ -27,7 +27,7 @@ class LeastLoaded:
 
 @dataclass(frozen=True)
 class FewestLive:
-    """Fewest live sessions: calls at work flicker with tool gaps, sessions do not (POLICY, traps)."""
+    """Fewest live sessions: calls at work flicker with tool gaps, sessions do not."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:
         """1 for a worker without sessions."""
@@ -36,7 +36,7 @@ class FewestLive:
 
 @dataclass(frozen=True)
 class LeastReserved:
-    """Least reserved memory: where a new session fits best (POLICY item 3)."""
+    """Least reserved memory: where a new session fits best."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:
         """1 for a worker without reservations."""

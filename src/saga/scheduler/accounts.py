@@ -8,7 +8,7 @@ is held back for having used a fleet that was empty. What follows from that is p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import inf
 
 from saga.events import StepFinished
@@ -66,11 +66,24 @@ class Accounts:
         """A place was taken: so much is charged before it is known; negative when it is used, or given back."""
         self.tenants[name].advanced_s += service_s
 
+    def reweigh(self, weights: Mapping[str, float]) -> None:
+        """Weights from now on; what was served so far counts as if they had always been so. O(tenants)."""
+        self._weights.update(weights)
+        for tenant in self.tenants.values():
+            weight = weights.get(tenant.tenant, tenant.weight)
+            tenant.attained_s *= weight / tenant.weight
+            tenant.weight = weight
+
     def _open(self, name: str) -> TenantView:
-        """At the cap the idle accounts are closed first (they would rejoin level anyway). O(tenants) at the cap."""
+        """At the cap idle accounts are closed: those that would rejoin level, or all where there are none such.
+
+        The latter forgives who had more than others: by then `max_tenants` are at work or ahead. O(tenants) at the cap.
+        """
         if len(self.tenants) >= self._max_tenants:
-            for idle in [tenant.tenant for tenant in self.tenants.values() if not tenant.num_sessions]:
-                del self.tenants[idle]
+            idle = [tenant for tenant in self.tenants.values() if not tenant.num_sessions]
+            level = [tenant for tenant in idle if tenant.attained_s <= self._virtual_s * tenant.weight]
+            for tenant in level or idle:
+                del self.tenants[tenant.tenant]
         tenant = self.tenants[name] = TenantView(name, self._weights.get(name, 1.0))
         return tenant
 

@@ -49,11 +49,8 @@ class Gate:
         self._count(session, -1)
 
     def is_full_for(self, name: str, most: int) -> bool:
-        """Whether `most` wait and the tenant has its part of them, so that a flood keeps no others out. O(1).
-
-        No more than twice `most` can wait.
-        """
-        return self.num_waiting >= most and self._tenants[name].num_waiting * self._num_tenants >= most
+        """Whether `most` wait and the tenant has its part of them, so that a flood keeps no others out. O(1)."""
+        return is_full(most, self.num_waiting, self._tenants[name].num_waiting, self._num_tenants)
 
     def in_the_open(self) -> list[TenantView]:
         """Tenants with a session that any worker may take. O(tenants)."""
@@ -118,6 +115,14 @@ class Gate:
             return heap[0]
         del heaps[tenant]
         return None
+
+
+def is_full(most: int, num_waiting: int, num_own: int, num_tenants: int) -> bool:
+    """Whether one more of a tenant that has `num_own` waiting, of `num_tenants` that wait, is too many.
+
+    Above `most` all are but those of tenants that have less than their part of it; above twice `most` all are.
+    """
+    return num_waiting >= most and (num_own * num_tenants >= most or num_waiting >= 2 * most)
 
 
 def precedes(one: tuple[float, Entry], other: tuple[float, Entry]) -> bool:

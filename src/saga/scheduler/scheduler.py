@@ -495,14 +495,15 @@ class Scheduler:
         """Memory kept across a gap costs the others its share of the device for that long (as in `cache.ttl`)."""
         worker, since_s = self.fleet.get(session.worker), session.away_since_s
         if worker is not None and since_s is not None and session.reserved:
-            self._charge(session, (self.now_s - since_s) * session.own_tokens / worker.kv_tokens)
+            held_s = (self.now_s - since_s) * session.own_tokens / worker.kv_tokens
+            self._charge(session, self.composition.billing.unanswered(held_s))
 
     def _charge_unfinished(self, session: Session, worker: Worker) -> None:
         """A step that ends without an answer: prefill and its part of the batch, at most the time that it was there."""
         elapsed_s = self.now_s - session.sent_at_s
         new_tokens = max(0, session.prompt_tokens - session.home_tokens - session.home_host_tokens)
         share_s = new_tokens / worker.prefill_tokens_per_s + elapsed_s / max(1, worker.num_running)
-        self._charge(session, min(elapsed_s, share_s))
+        self._charge(session, self.composition.billing.unanswered(min(elapsed_s, share_s)))
 
     def _end_step(self, session: Session) -> None:
         self.sessions.steps.pop(session.step, None)

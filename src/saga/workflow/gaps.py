@@ -7,7 +7,7 @@ leans on a parent model (tool -> all tools of the kind -> all kinds) while it ha
 what a tool, a workflow or a scheduler is: seconds in, probabilities out.
 
 Survival is piecewise linear between the edges, so `survival`, `quantile`, `expected_min` and `curve` agree
-exactly with each other. Source: paper section on tool-aware TTL (log-normal), POLICY item 2 (ski-rental).
+exactly with each other. Source: paper section on tool-aware TTL (log-normal); ski rental for what is made of it.
 """
 
 from __future__ import annotations
