@@ -44,11 +44,13 @@ def test_turning_a_ratio_round_changes_no_verdict(claim: float, found: float) ->
         (1.73, Estimate(1.20, 1.19, 1.21), "not"),  # less than half
         (1.73, Estimate(6.50, 6.40, 6.60), "partly"),  # far more
         (1.73, Estimate(6.50, 1.60, 26.0), "partly"),  # the same, with an interval that holds anything
-        (1.73, Estimate(1.50, 0.90, 2.50), "not"),  # our interval does not exclude that nothing is there
+        (1.73, Estimate(1.50, 0.90, 2.50), "undecided"),  # our interval excludes neither nothing nor the claim
         (1.08, Estimate(1.02, 1.01, 1.03), "not"),  # near, but less than half of a small effect
         (1.08, Estimate(1.01), "not"),  # one seed, no difference worth the name
         (1.08, Estimate(1.07), "reproduced"),
         (0.96, Estimate(0.95, 0.94, 0.96), "reproduced"),
+        (1.075, Estimate(1.23), "partly"),  # within 15 %, and three times the effect
+        (1.73, Estimate(1.20, 0.90, 1.60), "not"),  # nothing may be there, but not the claim
     ],
 )
 def test_ratios_by_the_rule(claim: float, ours: Estimate, verdict: Verdict) -> None:
@@ -57,19 +59,39 @@ def test_ratios_by_the_rule(claim: float, ours: Estimate, verdict: Verdict) -> N
 
 
 @pytest.mark.parametrize(
-    ("found", "verdict"), [(0.80, "reproduced"), (0.83, "reproduced"), (0.90, "partly"), (0.901, "not"), (0.1, "not")]
+    ("claim", "ours", "verdict"),
+    [
+        (0.80, Estimate(0.80), "reproduced"),
+        (0.80, Estimate(0.83), "reproduced"),
+        (0.80, Estimate(0.90), "partly"),
+        (0.80, Estimate(0.901), "not"),
+        (0.80, Estimate(0.10), "not"),
+        (0.80, Estimate(0.81, 0.78, 0.84), "reproduced"),
+        (0.80, Estimate(0.81, 0.70, 0.92), "partly"),  # an interval that holds anything
+        (0.03, Estimate(0.0), "not"),  # a small share is not reproduced by nothing
+        (0.08, Estimate(0.0), "not"),
+        (0.03, Estimate(0.02), "reproduced"),
+    ],
 )
-def test_shares_by_the_rule(found: float, verdict: Verdict) -> None:
-    """3 points, 10 points."""
-    assert of_share(0.80, Estimate(found)) == verdict
+def test_shares_by_the_rule(claim: float, ours: Estimate, verdict: Verdict) -> None:
+    """3 points, 10 points, a factor of 2, and an interval that can tell."""
+    assert of_share(claim, ours) == verdict
 
 
 @pytest.mark.parametrize(
-    ("found", "verdict"), [(0.0, "reproduced"), (0.05, "reproduced"), (0.1, "partly"), (0.11, "not")]
+    ("ours", "verdict"),
+    [
+        (Estimate(0.0), "reproduced"),
+        (Estimate(0.05), "reproduced"),
+        (Estimate(0.1), "partly"),
+        (Estimate(0.11), "not"),
+        (Estimate(0.02, 0.0, 0.05), "reproduced"),
+        (Estimate(0.02, 0.0, 0.2), "partly"),  # kept on average, but not for sure
+    ],
 )
-def test_bounds_by_the_rule(found: float, verdict: Verdict) -> None:
+def test_bounds_by_the_rule(ours: Estimate, verdict: Verdict) -> None:
     """Kept, kept within twice, broken; better than promised is kept."""
-    assert of_bound(0.05, Estimate(found)) == verdict
+    assert of_bound(0.05, ours) == verdict
 
 
 @pytest.mark.parametrize(
@@ -93,13 +115,16 @@ def test_figures_by_the_rule(ours: Estimate, verdict: Verdict) -> None:
     [
         ((), "open"),
         (("open", "open"), "open"),
-        (("reproduced", "open"), "reproduced"),
+        (("reproduced", "open", "open"), "open"),
         (("reproduced", "not"), "partly"),
         (("partly", "partly"), "partly"),
-        (("not", "not", "open"), "not"),
+        (("not", "not"), "not"),
+        (("not", "undecided"), "undecided"),
+        (("not", "undecided", "partly"), "partly"),
+        (("reproduced", "undecided"), "partly"),
     ],
 )
 def test_a_table_by_its_rows(rows: tuple[Verdict, ...], verdict: Verdict) -> None:
-    """All, none, in between; rows that were not compared do not count, and are said."""
+    """All, none, in between; none while some wait, which is said."""
     assert of_table(rows) == verdict
     assert ("not compared yet" in in_words(rows)) == ("open" in rows)

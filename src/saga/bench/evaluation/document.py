@@ -106,6 +106,7 @@ def _row(row: Row) -> dict[str, object]:
         "result": None if row.ours is None else dataclasses.asdict(row.ours),
         "welch_p": row.p,
         "hedges_g": None if row.g is None else dataclasses.asdict(row.g),
+        "comparable": row.comparable,
         "verdict": row.verdict,
         "elsewhere": None if row.elsewhere is None else dataclasses.asdict(row.elsewhere),
     }

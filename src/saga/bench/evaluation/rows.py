@@ -13,7 +13,7 @@ from saga.bench.evaluation.verdicts import Verdict
 from saga.bench.statistics import Estimate
 
 Rule = Callable[[float, Estimate], Verdict]
-_ORDER = ("reproduced", "partly", "not")
+_ORDER = ("reproduced", "partly", "undecided", "not")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class Elsewhere:
 class Row:
     """A claim and what we found. kind says how the two are written; p, g: Welch's test and Hedges' g where they apply.
 
-    elsewhere: the load at which it comes nearest the claim, or is farthest from a bound.
+    elsewhere: the load at which it comes nearest the claim, or is farthest from a bound. comparable: False where claim
+    and figure are not of the same thing; then there is no verdict.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     p: float | None = None
     g: Estimate | None = None
     elsewhere: Elsewhere | None = None
+    comparable: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,13 @@ class Section:
 
     @property
     def verdict(self) -> Verdict:
-        """Of the whole table."""
-        return of_table(row.verdict for row in self.rows if row.claim is not None)
+        """Of the whole table; `open` while rows wait for runs."""
+        return of_table(row.verdict for row in self._judged if self.missing or row.verdict != "open")
+
+    @property
+    def _judged(self) -> list[Row]:
+        """Rows that can have a verdict."""
+        return [row for row in self.rows if row.claim is not None and row.comparable]
 
     @property
     def statement(self) -> str:
@@ -103,12 +110,14 @@ class Section:
         found = {
             "reproduced": "Reproduced",
             "partly": "Partly reproduced",
+            "undecided": "Undecided",
             "not": "Not reproduced",
             "open": "No statement yet",
         }[self.verdict]
-        rows = [row for row in self.rows if row.claim is not None]
+        rows, waiting = self._judged, self.missing > 0
+        found += " so far" if waiting and self.verdict != "open" else ""
         swept = [row for row in rows if row.elsewhere is not None]
-        words = f"{found}: {in_words(row.verdict for row in rows)}."
+        words = f"{found}: {in_words((row.verdict for row in rows), waiting=waiting)}."
         if swept:
             which = "at the load where each is farthest off" if swept[0].kind == "bound" else "each at its nearest load"
             words += f" Over the sweep of load, {which}: "
@@ -130,19 +139,21 @@ def write(value: float, kind: str) -> str:
     if kind in {"share", "bound"}:
         return write_share(value)
     if kind == "seconds":
-        return f"{1e3 * value:,.3g} ms" if value < 1.0 else write_seconds(value)
+        return f"{1e3 * value:,.3g} ms" if value < 1.0 else f"{write_seconds(value)} s"
     return f"{value:,.3g}"
 
 
 def write_estimate(ours: Estimate | None, kind: str) -> str:
-    """`1.73x (1.70-1.76)`; "-" where there is none."""
+    """`1.73x (1.70 to 1.76)`, with the unit at every figure where it is not always the same; "-" for none."""
     if ours is None:
         return "-"
     if ours.low is None or ours.high is None or ours.low == ours.high:
         return write(ours.value, kind)
-    unit = {"ratio": "x", "share": " %", "bound": " %"}.get(kind, "")
-    low, high = (write(value, kind).removesuffix(unit) for value in (ours.low, ours.high))
-    return f"{write(ours.value, kind)} ({low} to {high})"
+    middle, low, high = (write(value, kind) for value in (ours.value, ours.low, ours.high))
+    unit = next((unit for unit in ("x", " %", " ms", " s") if middle.endswith(unit)), "")
+    if low.endswith(unit) and high.endswith(unit):
+        low, high = low.removesuffix(unit), high.removesuffix(unit)
+    return f"{middle} ({low} to {high})"
 
 
 def write_p(p: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from saga.bench.evaluation.cells import Cell, Scale
 from saga.bench.evaluation.claims import Claim, Claims
 from saga.bench.evaluation.comparison import at_load
@@ -57,7 +59,11 @@ def _largest_change(scale: Scale, results: Results, claim: Claim, load: float) -
     base, ends = at_load(scale, PAPER, WORKLOAD, load), _ends(claim)
     ratios = [results.ratio(at_load(scale, end, WORKLOAD, load), base) for end in ends]
     changes = [_change(ratio) for ratio in ratios if ratio is not None]
-    return max(changes, key=lambda change: change.value) if len(changes) == len(ends) else None
+    if not changes or len(changes) < len(ends):
+        return None
+    largest = max(changes, key=lambda change: change.value)
+    highs = [change.high for change in changes if change.high is not None]
+    return replace(largest, high=max(highs)) if largest.high is not None else largest
 
 
 def _ratios(scale: Scale, results: Results, claims: Claims, load: float) -> Table:
