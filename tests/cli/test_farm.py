@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
 
 import pytest
 
-from saga.cli.farm import Job, run_all
+from saga.cli.farm import Job, _watch, run_all
 from saga.errors import PeerError, UnknownName, UsageError
 from saga.sim.config import SimConfig
 from saga.sim.metrics import Run
@@ -43,6 +44,20 @@ def test_in_one_process_errors_keep_their_class() -> None:
     """Nothing is wrapped where nothing needs to be."""
     with pytest.raises(UnknownName):
         run_all([Job(dataclasses.replace(CONFIG, workload="swe_bunch"), Limits())], jobs=1)
+
+
+def test_what_ends_together_with_a_failure_is_not_lost() -> None:
+    """Whoever keeps finished runs is told of all of them before the error goes on."""
+    futures: list[Future[Run]] = [Future() for _ in range(5)]
+    for index, future in enumerate(futures):
+        if index % 2:
+            future.set_result(Run("saga", index, {}))
+        else:
+            future.set_exception(PeerError("on fire"))
+    told: list[int] = []
+    with pytest.raises(PeerError, match="on fire"):
+        _watch(futures, [0] * 6, lambda _finished: None, lambda index, _run: told.append(index))
+    assert sorted(told) == [1, 3]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from saga.bench.evaluation.cells import QUICK
-from saga.errors import PeerError
+from saga.errors import InvariantViolated, PeerError, SagaError, UsageError
 from saga.scheduler.composition import Composition
 from saga.sim.config import SimConfig
 from saga.sim.metrics import Run
@@ -81,20 +81,21 @@ def test_equal_cells_of_several_tables_are_run_once(saga: Saga, fake: list[objec
     assert len(fake) == len(set(fake)) == 4 + 2 * 7 + 7
 
 
+@pytest.mark.parametrize("error", [PeerError, InvariantViolated, UsageError])
 def test_what_dies_half_way_leaves_a_report_of_what_is_there(
-    saga: Saga, fake: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saga: Saga, fake: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[SagaError]
 ) -> None:
     """The error is passed on, the finished runs are kept, and the report says how many are missing."""
     from saga.sim.driver import simulate
 
     def dies(config: SimConfig, workload: Workload, count: object, *, composition: Composition) -> Run:
         if len(fake) == 4:
-            raise PeerError("the machine is on fire")
+            raise error("the machine is on fire")
         return simulate(config, workload, count, composition=composition)
 
     monkeypatch.setattr("saga.sim.driver.simulate", dies)
     answer = paper(saga, tmp_path, "--only", "queue", "--seeds", 1)
-    assert answer.code == 1
+    assert answer.code == (2 if error is UsageError else 1)
     assert "on fire" in answer.err
     document = json.loads((tmp_path / "report.json").read_text())
     assert (document["complete"], document["runs_missing"], document["runs_wanted"]) == (False, 2, 6)
@@ -127,6 +128,23 @@ def test_a_folder_that_cannot_be_made_is_refused(saga: Saga, fake: list[object],
     (tmp_path / "file").touch()
     assert "--out" in paper(saga, tmp_path / "file", "--only", "queue").complaint
     assert fake == []
+
+
+def test_timed_runs_are_of_one_core_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured elsewhere, or with the other core, is another run; simulated figures do not depend on it."""
+    from saga.bench.evaluation.cells import Cell
+    from saga.cli import studies
+
+    config = SimConfig(preset="saga", workload="swe_bench", workers=1, agents_per_worker=1, tasks=2)
+    timed = studies.CellRun(Cell("swe_bench", "saga", kind="timed"), 0, 2, config)
+    simulated = studies.CellRun(Cell("swe_bench", "saga"), 0, 2, config)
+    assert {"core", "machine"} <= timed.described().keys()
+    before = timed.key(), simulated.key()
+    for changed in ({"core": "other"}, {"machine": "other"}):
+        there = studies.timed_on() | changed
+        monkeypatch.setattr(studies, "timed_on", lambda there=there: there)
+        assert timed.key() != before[0]
+        assert simulated.key() == before[1]
 
 
 @pytest.mark.slow

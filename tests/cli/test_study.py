@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,22 @@ def test_another_trace_of_the_same_name_is_run_anew(
 
     file_version.cache_clear()  # as in a new process
     saga(*arguments)
+    assert len(fake) == 4
+
+
+def test_another_machine_of_the_same_name_is_run_anew(
+    saga: Saga, fake: list[SimConfig], trace: Path, tmp_path: Path
+) -> None:
+    """What a user's file of hardware says of it counts."""
+    from saga.engine.hardware import as_toml, hardware
+
+    machine, path = hardware("llama3-70b-a100x4"), tmp_path / "mine.toml"
+    arguments = ("study", "--workload", trace, "--preset", "saga,vllm_apc", "--loads", "1", "--seeds", 1)
+    arguments += ("--only", "comparison", "--jobs", 1, "--out", tmp_path / "o", "--hardware", f"{path}:{machine.name}")
+    for times in (1, 1, 2):
+        path.write_text(as_toml(dataclasses.replace(machine, kv_tokens=times * machine.kv_tokens)))
+        answer = saga(*arguments)
+        assert answer.code == 0, answer.err
     assert len(fake) == 4
 
 

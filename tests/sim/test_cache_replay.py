@@ -184,6 +184,18 @@ def test_competitive_ratios_are_those_of_a_replay() -> None:
     assert ratios == {name: run.ratio(name) for name in ("lru", "next_use")}
 
 
+def test_competitive_ratios_are_of_the_hardware_that_is_asked_for() -> None:
+    """Its memory, and its speed, are those of the replay on it."""
+    source = workload("swe_bench", Limits(), kv_tokens=KV_TOKENS)
+    name = "llama3-8b-h100"
+    ratios = competitive_ratios(
+        source, pressure=1.5, seed=0, policies=("lru",), tasks=20, hardware=name, kv_tokens=KV_TOKENS
+    )
+    config = CacheConfig(workload="swe_bench", pressure=1.5, tasks=20, hardware=name, kv_tokens=KV_TOKENS)
+    assert ratios == {"lru": replay_cache(config, source, ("lru",)).ratio("lru")}
+    assert ratios != competitive_ratios(source, pressure=1.5, seed=0, policies=("lru",), tasks=20, kv_tokens=KV_TOKENS)
+
+
 def test_progress_counts_every_step() -> None:
     """The bar ends where it was said to end."""
     config = CacheConfig(workload="swe_bench", pressure=1.0, tasks=5, kv_tokens=KV_TOKENS)

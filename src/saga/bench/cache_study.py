@@ -75,7 +75,9 @@ def _mean(group: Sequence[Row], key: str) -> float | None:
 
 def cache_tables(summary: Sequence[Row], num_seeds: int) -> list[Table]:
     """One table per replay: a row per pressure and policy."""
-    seeds = f"mean over {num_seeds} seeds" if num_seeds > 1 else "one seed: no interval"
+    seeds = (
+        f"{num_seeds} seeds, ratios geometric means, the rest arithmetic" if num_seeds > 1 else "one seed: no interval"
+    )
     num_columns = len(_COLUMNS) if any(row["policy"] == BOUND for row in summary) else len(_COLUMNS) - 1
     tables = []
     for replay in _distinct(summary, "replay"):

@@ -133,13 +133,16 @@ def _in_processes(runs: Sequence[Work], jobs: int, show: Callable[[int], None], 
 
 
 def _watch(futures: Sequence[Future[Run]], counts: Counts, show: Callable[[int], None], tell: Done) -> None:
-    """Show progress and tell of what is finished until all are or one has failed."""
+    """Show progress and tell of what is finished until all are or one has failed; then its error, after the others."""
     pending, places = set(futures), {future: index for index, future in enumerate(futures)}
     while pending:
         done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
         show(sum(counts[index] for index in range(len(futures))))
-        for future in done:
+        failed = [future for future in done if future.exception() is not None]
+        for future in done.difference(failed):
             tell(places[future], future.result())
+        for future in failed:
+            future.result()
 
 
 _counts: Counts = [0]

@@ -6,8 +6,12 @@ on where the first ended; an interrupt writes the report as far as it is. It ref
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
+import os
+import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +23,7 @@ import typer
 
 from saga.bench.evaluation.cells import Cell
 from saga.cli.farm import Job, run_all
-from saga.errors import PeerError, UsageError
+from saga.errors import SagaError, UsageError
 
 if TYPE_CHECKING:
     from saga.bench.evaluation.document import Report
@@ -62,13 +66,14 @@ class CellRun:
                 seed=self.seed,
                 replay=self.cell.replay,
                 tasks=self.num_tasks,
+                hardware=self.cell.hardware,
                 kv_tokens=self.cell.kv_tokens,
             )
             return Run("", self.seed, dict(ratios))
         if self.cell.kind == "timed":
             from saga.sim.decisions import decision_times
 
-            return Run(self.cell.system, self.seed, dict(decision_times(self.config, workload)))
+            return Run(self.cell.system, self.seed, {**decision_times(self.config, workload), **timed_on()})
         from saga.sim.driver import simulate
 
         return simulate(self.config, workload, count, composition=self.composition)
@@ -81,13 +86,15 @@ class CellRun:
             from saga.bench.evaluation.store import file_version
 
             found["trace"] = file_version(path)
-        return found
+        return found | timed_on() if self.cell.kind == "timed" else found
 
     def key(self) -> str:
         """Under which its figures are kept."""
         from saga.bench.evaluation.store import key_of
+        from saga.engine.hardware import hardware
 
-        return key_of(self.described() | {"composition": repr(self.composition)})
+        machine = repr(hardware(self.cell.hardware))  # a name in a user's file says nothing about what is in it
+        return key_of(self.described() | {"composition": repr(self.composition), "modelled": machine})
 
 
 @dataclass
@@ -143,16 +150,28 @@ def start(cells: Sequence[Cell], *, seeds: int, folder: Path) -> Study:
     return Study(RunStore(folder), runs, Results(seeds))
 
 
+@functools.cache
+def timed_on() -> dict[str, str]:
+    """What measured times depend on beside the code: the core that is chosen, and the machine with its Python."""
+    machine = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        machine = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), machine)
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return {"core": os.environ.get("SAGA_CORE", "python"), "machine": f"{machine}, {platform.system()}, {python}"}
+
+
 def carry_out(study: Study, *, jobs: int, write: Callable[[Study], None]) -> None:
-    """Run what is missing and write the report; an interrupt or a dead process is passed on after that."""
+    """Run what is missing and write the report; an interrupt or the error of a run is passed on after that."""
     missing = study.read()
     if study.found:
         typer.echo(f"{len(study.found)} of {len(study.runs)} runs are kept from before", err=True)
     try:
         if missing:
             study.run(missing, jobs=jobs)
-    except (KeyboardInterrupt, PeerError):
-        typer.echo("interrupted; writing what there is, the same command goes on from here", err=True)
+    except (KeyboardInterrupt, SagaError) as error:
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else "a run failed"
+        typer.echo(f"{what}; writing what there is, the same command goes on from here", err=True)
         write(study)
         raise
     write(study)

@@ -40,6 +40,7 @@ from saga.workloads.plan import Workload
 Replay = Literal["pinned", "free"]
 REPLAYS: tuple[Replay, ...] = ("pinned", "free")
 BELADY, BOUND = "belady", "bound"
+DEFAULT_HARDWARE = "llama3-70b-a100x4"
 LEAST_SHARE = 0.005
 """Below this share of the input that Belady regenerates, ratios to it mean nothing."""
 
@@ -83,7 +84,7 @@ class CacheConfig:
     ends: bool = True
     tasks: int = 500
     seed: int = 0
-    hardware: str = "llama3-70b-a100x4"
+    hardware: str = DEFAULT_HARDWARE
     kv_tokens: int | None = None
     block_tokens: int = 16
 
@@ -172,12 +173,13 @@ def competitive_ratios(
     replay: Replay = "free",
     policies: Sequence[str] = ("lru", "prefix_lru", "workflow_lru", "next_use"),
     tasks: int = 500,
+    hardware: str = DEFAULT_HARDWARE,
     kv_tokens: int | None = None,
     ends: bool = True,
 ) -> dict[str, float | None]:
     """Regenerated tokens of each policy over Belady's, for one seed; None where Belady regenerates too little.
 
-    The workload should be made with kv_tokens of the cache (by default those of the default hardware).
+    The workload should be made with kv_tokens of the cache (by default those of the hardware).
     """
     config = CacheConfig(
         workload=workload.name,
@@ -186,6 +188,7 @@ def competitive_ratios(
         ends=ends,
         tasks=tasks,
         seed=seed,
+        hardware=hardware,
         kv_tokens=kv_tokens,
     )
     run = replay_cache(config, workload, policies)

@@ -20,7 +20,13 @@ def made_up(cell: Cell, seed: int, tct_s: float = 100.0) -> dict[str, object]:
     if cell.kind == "cache":
         return {"lru": 2.0 + seed / 10, "prefix_lru": 1.8, "workflow_lru": 1.5, "next_use": 1.1 + seed / 10}
     if cell.kind == "timed":
-        return {"decision_p50_s": 2e-5, "decision_p99_s": 2e-4, "decision_mean_s": 4e-5, "decisions": 100}
+        return {
+            "decision_p50_s": 2e-5,
+            "decision_p99_s": 2e-4,
+            "decision_mean_s": 4e-5,
+            "core": "native",
+            "machine": "an abacus",
+        }
     tenant = {"tasks_completed": 10, "tct_mean_s": tct_s, "within_1_5x_share": 0.4, "within_2x_share": 0.8}
     return {
         "tct_mean_s": tct_s * (1.0 + seed / 1000),

@@ -62,7 +62,8 @@ def cache_section(scale: Scale, results: Results, claims: Claims) -> Section:
             "order. Free: anything can leave once its call has begun, as Belady's rule is usually stated, and rows "
             "compare these; pinned: what a call in flight uses cannot, as in an engine. The paper does not say "
             f"under what pressure: each workload is compared at the first from {COLLAPSED_LOAD:g} on at which Belady "
-            "regenerates at least 0.5 % of the input. Below that a ratio means nothing and none is given."
+            "regenerates at least 0.5 % of the input. Below that a ratio means nothing and none is given. Figures are "
+            "arithmetic means of the seeds' ratios."
         ),
         rows=rows,
         tables=[

@@ -248,8 +248,8 @@ def _reasons(scale: Scale, results: Results, claims: Claims, workload: str) -> l
     ]
     if bound.value < claim:
         words.append(
-            f"{workload}: the claim is beyond what any scheduler that keeps KV could gain over {BASE} at this load "
-            "in this model, since nothing is faster than never regenerating."
+            f"{workload}: the claim is beyond what endless KV memory gains over {BASE} at this load in this model. "
+            "That is no strict bound, since the order of calls matters too, but it leaves keeping KV little more."
         )
     words.append(_where_claim_holds(scale, results, workload, claim))
     return words

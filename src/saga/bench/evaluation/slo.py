@@ -94,7 +94,8 @@ def _reasons(results: Results, cells: dict[str, Cell]) -> list[str]:
     if bound is not None:
         words.append(
             f"With endless KV memory {write_share(bound.value)} of all tasks are done within 2x of their isolated "
-            "time at this load: no policy that only keeps KV can do better."
+            "time at this load: about the most that keeping KV can give, though another order of calls may do a "
+            "little better."
         )
     for system, cell in cells.items():
         lost, share = results.mean(cell, "regenerated_time_share"), _attained(results, cell, "all", _SLO)
