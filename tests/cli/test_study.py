@@ -96,7 +96,7 @@ def test_another_machine_of_the_same_name_is_run_anew(
     arguments = ("study", "--workload", trace, "--preset", "saga,vllm_apc", "--loads", "1", "--seeds", 1)
     arguments += ("--only", "comparison", "--jobs", 1, "--out", tmp_path / "o", "--hardware", f"{path}:{machine.name}")
     for times in (1, 1, 2):
-        path.write_text(as_toml(dataclasses.replace(machine, kv_tokens=times * machine.kv_tokens)))
+        path.write_text(as_toml(dataclasses.replace(machine, lm_head_ms=times * machine.lm_head_ms)))
         answer = saga(*arguments)
         assert answer.code == 0, answer.err
     assert len(fake) == 4
