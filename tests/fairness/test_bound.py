@@ -5,6 +5,7 @@ The witness keeps books of its own (benchmarks/service_watch.py); the stage is b
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 
@@ -19,6 +20,11 @@ from saga.sim.config import SimConfig
 from saga.sim.driver import simulate
 from saga.workloads.catalogue import workload
 from saga.workloads.limits import Limits
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("SAGA_CORE") == "native",
+    reason="witness and broken schedulers replace methods, which compiled classes do not allow; test_core compares logs",
+)
 
 AGENTS = st.builds(
     Agents,
