@@ -23,7 +23,7 @@ from saga.workloads.limits import Limits
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SAGA_CORE") == "native",
-    reason="witness and broken schedulers replace methods, which compiled classes do not allow; test_core compares logs",
+    reason="the witness replaces methods, which compiled classes do not allow; test_core compares the logs of both",
 )
 
 AGENTS = st.builds(
