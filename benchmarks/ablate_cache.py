@@ -14,11 +14,9 @@ from math import inf
 
 from saga.cache.next_use import NextUse
 from saga.commands import Standing
-from saga.engine.hardware import hardware
-from saga.engine.latency import LatencyModel
 from saga.sim.cache_facts import Reminder, Teller
-from saga.sim.cache_replay import BELADY, POLICIES, REPLAYS, CacheConfig, CachePolicy, replay_cache
-from saga.sim.cache_timeline import ARRIVED, FINISHED, Visit, lay_out
+from saga.sim.cache_replay import BELADY, POLICIES, REPLAYS, CacheConfig, CachePolicy, call_order, replay_cache
+from saga.sim.cache_timeline import ARRIVED, FINISHED, Visit
 from saga.workloads.catalogue import workload
 from saga.workloads.limits import Limits
 from saga.workloads.plan import Workload
@@ -51,16 +49,7 @@ class KnownArrivals(Teller):
 
 def look_ahead(config: CacheConfig, source: Workload) -> None:
     """Note when calls of this replay arrive and finish."""
-    timeline = lay_out(
-        source,
-        LatencyModel(hardware(config.hardware)),
-        num_agents=config.num_agents(source.mean_context_tokens),
-        num_tasks=config.tasks,
-        seed=config.seed,
-        num_blocks=config.num_blocks,
-        block_tokens=config.block_tokens,
-        chunk_tokens=2_048,
-    )
+    timeline = call_order(config, source)
     for kind, table in ((ARRIVED, ARRIVES_S), (FINISHED, FINISHES_S)):
         table.clear()
         table.update({(visit.session, visit.number): at_s for at_s, this, visit in timeline.events if this == kind})

@@ -21,9 +21,9 @@ from typing import TypeVar
 from saga.engine.hardware import hardware
 from saga.engine.latency import LatencyModel
 from saga.sim import cache_replay
-from saga.sim.cache_replay import POLICIES, CacheConfig, PrefillCost
+from saga.sim.cache_replay import POLICIES, CacheConfig, PrefillCost, call_order
 from saga.sim.cache_stays import stays_of
-from saga.sim.cache_timeline import Timeline, Visit, lay_out
+from saga.sim.cache_timeline import Visit
 from saga.workloads.catalogue import workload
 from saga.workloads.limits import Limits
 from saga.workloads.plan import Workload
@@ -58,21 +58,7 @@ def tasks_for(num_blocks: int, options: argparse.Namespace, source: Workload) ->
     """Enough tasks for that many distinct blocks, by a sample."""
     sample = 200
     config = config_of(options, sample, "free")
-    return -(-sample * num_blocks // stays_of(order(config, source), pinned=False).num_distinct_blocks)
-
-
-def order(config: CacheConfig, source: Workload) -> Timeline:
-    """The order of calls."""
-    return lay_out(
-        source,
-        LatencyModel(hardware(config.hardware)),
-        num_agents=config.num_agents(source.mean_context_tokens),
-        num_tasks=config.tasks,
-        seed=config.seed,
-        num_blocks=config.num_blocks,
-        block_tokens=config.block_tokens,
-        chunk_tokens=2_048,
-    )
+    return -(-sample * num_blocks // stays_of(call_order(config, source), pinned=False).num_distinct_blocks)
 
 
 def timed(work: Callable[[], Result]) -> tuple[float, Result]:
@@ -86,7 +72,7 @@ def measure(config: CacheConfig, source: Workload) -> Iterator[dict[str, object]
     """Every step of one replay, the baseline first."""
     latency = LatencyModel(hardware(config.hardware))
     cost = PrefillCost.of(latency, config.block_tokens)
-    order_s, timeline = timed(lambda: order(config, source))
+    order_s, timeline = timed(lambda: call_order(config, source))
     stays_s, stays = timed(lambda: stays_of(timeline, pinned=config.replay == "pinned"))
     calls = len(stays.room)
     print(
@@ -109,7 +95,7 @@ def measure(config: CacheConfig, source: Workload) -> Iterator[dict[str, object]
 
 def compare_twin(config: CacheConfig, source: Workload) -> Iterator[dict[str, object]]:
     """Belady by runs and block by block on the same calls: the same figure, and what each takes."""
-    timeline = order(config, source)
+    timeline = call_order(config, source)
     cost = PrefillCost(1.0, 0.0)
 
     def by_runs() -> tuple[int, int]:

@@ -195,6 +195,20 @@ def competitive_ratios(
     return {name: run.ratio(name) for name in policies}
 
 
+def call_order(config: CacheConfig, workload: Workload) -> Timeline:
+    """The one order of calls that all policies of a replay are asked in; see `lay_out`."""
+    return lay_out(
+        workload,
+        LatencyModel(hardware(config.hardware)),
+        num_agents=config.num_agents(workload.mean_context_tokens),
+        num_tasks=config.tasks,
+        seed=config.seed,
+        num_blocks=config.num_blocks,
+        block_tokens=config.block_tokens,
+        chunk_tokens=_CHUNK_TOKENS,
+    )
+
+
 def replay_cache(
     config: CacheConfig,
     workload: Workload,
@@ -209,19 +223,8 @@ def replay_cache(
     """
     check_policies(policies)
     progress = on_progress or (lambda _done: None)
-    machine = hardware(config.hardware)
-    latency = LatencyModel(machine)
-    num_agents = config.num_agents(workload.mean_context_tokens)
-    timeline = lay_out(
-        workload,
-        latency,
-        num_agents=num_agents,
-        num_tasks=config.tasks,
-        seed=config.seed,
-        num_blocks=config.num_blocks,
-        block_tokens=config.block_tokens,
-        chunk_tokens=_CHUNK_TOKENS,
-    )
+    latency = LatencyModel(hardware(config.hardware))
+    timeline = call_order(config, workload)
     progress(1)
     cost = PrefillCost.of(latency, config.block_tokens)
     stays = stays_of(timeline, pinned=config.replay == "pinned")
@@ -233,6 +236,7 @@ def replay_cache(
     for place, name in enumerate(own):
         tallies[name] = _play(timeline, stays.seen_blocks, config, POLICIES[name], latency, cost)
         progress(3 + (BOUND in policies) + place)
+    num_agents = config.num_agents(workload.mean_context_tokens)
     return CacheRun(config, num_agents, len(stays.room), stays.num_distinct_blocks, timeline.steady, tallies, bound_s)
 
 
