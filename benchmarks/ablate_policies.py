@@ -17,11 +17,11 @@ import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
 from math import exp, log
 from pathlib import Path
 from typing import NamedTuple
 
+from bench_policies import BUILT_IN, load
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -37,13 +37,6 @@ from saga.scheduler.composition import Composition, EngineRules
 from saga.sim.config import SimConfig
 from saga.sim.driver import simulate
 from saga.views import SessionView
-from saga.workloads.catalogue import workload
-from saga.workloads.limits import Limits
-from saga.workloads.plan import Workload
-
-BUILT_IN = ("swe_bench", "web_arena", "claude_code", "swe_agent", "tool_service", "browser", "chat")
-TRACE_LIMITS = Limits(max_context_tokens=150_000, min_calls=2, max_calls=120, gap_cap_s=300.0)
-KV_TOKENS = 450_000
 
 
 @dataclass(frozen=True)
@@ -105,12 +98,6 @@ class Cell(NamedTuple):
     seed: int
     tasks: int
     workers: int
-
-
-@cache
-def load(name: str) -> Workload:
-    """A workload, once per process."""
-    return workload(name, TRACE_LIMITS if os.sep in name else Limits(), kv_tokens=KV_TOKENS)
 
 
 def run(cell: Cell) -> tuple[float, float]:
