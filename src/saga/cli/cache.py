@@ -18,7 +18,7 @@ import typer
 
 from saga.bench.files import write_whole
 from saga.cli.output import as_json, check_writable, print_table
-from saga.cli.selection import GapCap, MaxCalls, MaxContext, MinCalls
+from saga.cli.selection import GapCap, MaxCalls, MaxContext, MinCalls, WorkloadName
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _CACHE, _OUTPUT = "Cache", "Output"
 
 
 def cache(
-    workload: Annotated[str, typer.Option(help="Built-in name or path of a trace; see `saga workload`.")],
+    workload: WorkloadName,
     policy: Annotated[
         str, typer.Option(help="Names with commas between; belady is always there, bound is a limit in device seconds.")
     ] = "lru,prefix_lru,ended_lru,ttl_lru,workflow_lru,next_use,reminded,belady,bound",

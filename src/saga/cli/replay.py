@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saga.cli.selection import GapCap, MaxCalls, MaxContext, MinCalls
+from saga.cli.selection import GapCap, MaxCalls, MaxContext, MinCalls, WorkloadName
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def replay(
     urls: Annotated[
         list[str], typer.Argument(metavar="[NAME=]URL...", help="Servers; several are compared with the first.")
     ],
-    workload: Annotated[str, typer.Option(help="Built-in name or path of a trace; see `saga workload`.")] = "swe_bench",
+    workload: WorkloadName = "swe_bench",
     agents: Annotated[int, typer.Option(help="Agents at work, closed loop.")] = 16,
     tasks: Annotated[int, typer.Option(help="Tasks per run.")] = 100,
     speed: Annotated[float, typer.Option(help="Divide gaps between calls by this.")] = 1.0,

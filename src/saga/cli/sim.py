@@ -15,7 +15,19 @@ import typer
 
 from saga.bench.files import write_whole
 from saga.cli.output import as_json, check_writable, print_table
-from saga.cli.selection import GapCap, MaxCalls, MaxContext, MinCalls
+from saga.cli.selection import (
+    FLEET,
+    DramTokens,
+    GapCap,
+    Hardware,
+    KvTokens,
+    MaxCalls,
+    MaxContext,
+    MinCalls,
+    PresetNames,
+    Workers,
+    WorkloadName,
+)
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,14 +41,12 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _LOADS = ("agents_per_worker", "oversubscription", "rate_per_s", "as_recorded")
 _LOAD_FLAGS = "--agents-per-worker, --oversubscription, --rate, --as-recorded"
-_LOAD, _FLEET, _OUTPUT = "Load (exactly one)", "Fleet", "Output"
+_LOAD, _OUTPUT = "Load (exactly one)", "Output"
 
 
 def sim(
-    workload: Annotated[str, typer.Option(help="Built-in name or path of a trace; see `saga workload`.")],
-    preset: Annotated[
-        str, typer.Option(help="Names with commas between; the first is what the others are compared with.")
-    ] = "vllm_apc,saga",
+    workload: WorkloadName,
+    preset: PresetNames = "vllm_apc,saga",
     agents_per_worker: Annotated[
         float | None, typer.Option(help="Agents at work per worker, closed loop.", rich_help_panel=_LOAD)
     ] = None,
@@ -50,19 +60,13 @@ def sim(
     as_recorded: Annotated[
         bool, typer.Option("--as-recorded", help="Tasks arrive when the trace says.", rich_help_panel=_LOAD)
     ] = False,
-    workers: Annotated[int, typer.Option(help="Engines in the fleet.", rich_help_panel=_FLEET)] = 4,
-    hardware: Annotated[
-        str, typer.Option(help="One worker: a built-in name, or FILE.toml:NAME.", rich_help_panel=_FLEET)
-    ] = "llama3-70b-a100x4",
-    kv_tokens: Annotated[
-        int | None, typer.Option(help="KV tokens of a worker [default: by hardware].", rich_help_panel=_FLEET)
-    ] = None,
-    dram_tokens: Annotated[
-        int | None, typer.Option(help="KV tokens in its host memory [default: by hardware].", rich_help_panel=_FLEET)
-    ] = None,
-    block_tokens: Annotated[int, typer.Option(help="Tokens of a KV block.", rich_help_panel=_FLEET)] = 16,
-    max_running: Annotated[int, typer.Option(help="Calls in one batch.", rich_help_panel=_FLEET)] = 256,
-    chunk_tokens: Annotated[int, typer.Option(help="Tokens of one engine step.", rich_help_panel=_FLEET)] = 2048,
+    workers: Workers = 4,
+    hardware: Hardware = "llama3-70b-a100x4",
+    kv_tokens: KvTokens = None,
+    dram_tokens: DramTokens = None,
+    block_tokens: Annotated[int, typer.Option(help="Tokens of a KV block.", rich_help_panel=FLEET)] = 16,
+    max_running: Annotated[int, typer.Option(help="Calls in one batch.", rich_help_panel=FLEET)] = 256,
+    chunk_tokens: Annotated[int, typer.Option(help="Tokens of one engine step.", rich_help_panel=FLEET)] = 2048,
     max_context: MaxContext = None,
     min_calls: MinCalls = 1,
     max_calls: MaxCalls = None,

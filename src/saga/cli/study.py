@@ -11,32 +11,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga.cli.output import check_writable
-from saga.cli.selection import GapCap, MaxCalls, MaxContext, MinCalls
+from saga.cli.selection import (
+    DramTokens,
+    GapCap,
+    Hardware,
+    KvTokens,
+    MaxCalls,
+    MaxContext,
+    MinCalls,
+    PresetNames,
+    Workers,
+    WorkloadName,
+)
 from saga.errors import UsageError
 
 if TYPE_CHECKING:
     from saga.bench.evaluation.study import StudyPlan
     from saga.cli.studies import Study
 
-_FLEET, _OUTPUT = "Fleet", "Output"
+_OUTPUT = "Output"
 
 
 def study(
-    workload: Annotated[str, typer.Option(help="Built-in name or path of a trace; see `saga workload`.")],
-    preset: Annotated[
-        str, typer.Option(help="Names with commas between; the first is what the others are compared with.")
-    ] = "vllm_apc,vllm_apc_dram,vllm_priority,sglang,continuum,saga_paper,saga,infinite_kv",
+    workload: WorkloadName,
+    preset: PresetNames = "vllm_apc,vllm_apc_dram,vllm_priority,sglang,continuum,saga_paper,saga,infinite_kv",
     loads: Annotated[str, typer.Option(help="Oversubscriptions, with commas between.")] = "0.6,0.85,1,1.5,3",
-    workers: Annotated[int, typer.Option(help="Engines in the fleet.", rich_help_panel=_FLEET)] = 2,
-    hardware: Annotated[
-        str, typer.Option(help="One worker: a built-in name, or FILE.toml:NAME.", rich_help_panel=_FLEET)
-    ] = "llama3-70b-a100x4",
-    kv_tokens: Annotated[
-        int | None, typer.Option(help="KV tokens of a worker [default: by hardware].", rich_help_panel=_FLEET)
-    ] = None,
-    dram_tokens: Annotated[
-        int | None, typer.Option(help="KV tokens in its host memory [default: by hardware].", rich_help_panel=_FLEET)
-    ] = None,
+    workers: Workers = 2,
+    hardware: Hardware = "llama3-70b-a100x4",
+    kv_tokens: KvTokens = None,
+    dram_tokens: DramTokens = None,
     max_context: MaxContext = None,
     min_calls: MinCalls = 1,
     max_calls: MaxCalls = None,
