@@ -11,7 +11,19 @@ from saga.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class MessageLimits:
+class _Limits:
+    """Numbers that are all above 0; raises UsageError for one that is not."""
+
+    def __post_init__(self) -> None:
+        """Check each."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, int | float) and not value > 0:
+                raise UsageError(f"{each.name} = {value}: must be more than 0")
+
+
+@dataclass(frozen=True, slots=True)
+class MessageLimits(_Limits):
     """How large a request may be, in bytes of each part; what is beyond is refused with 414, 431 or 413."""
 
     max_target_bytes: int = 8_192
@@ -19,13 +31,9 @@ class MessageLimits:
     max_headers: int = 100
     max_body_bytes: int = 64 * 1024 * 1024
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be. Raises UsageError."""
-        _check(self)
-
 
 @dataclass(frozen=True, slots=True)
-class UpstreamLimits:
+class UpstreamLimits(_Limits):
     """Bounds of the pool; times in seconds.
 
     idle_s stays below the keep-alive time of uvicorn (5 s), so that a connection is not taken while its worker closes
@@ -41,13 +49,9 @@ class UpstreamLimits:
     silence_timeout_s: float = 600.0
     max_head_bytes: int = 65_536
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be. Raises UsageError."""
-        _check(self)
-
 
 @dataclass(frozen=True, slots=True)
-class FrontLimits:
+class FrontLimits(_Limits):
     """What a client may take; times in seconds.
 
     head_timeout_s: for a whole head, from its first byte (or from the connection's start). body_timeout_s: for a body,
@@ -69,18 +73,6 @@ class FrontLimits:
     linger_s: float = 2.0
     tick_s: float = 0.5
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be. Raises UsageError."""
-        _check(self)
-
     def share(self, number: int) -> FrontLimits:
         """Those of one of so many fronts: its part of the memory for bodies, but at least one body."""
         return replace(self, max_held_bytes=max(self.max_held_bytes // number, self.message.max_body_bytes))
-
-
-def _check(limits: object) -> None:
-    """All numbers are above 0."""
-    for each in fields(limits):  # type: ignore[arg-type]
-        value = getattr(limits, each.name)
-        if isinstance(value, int | float) and not value > 0:
-            raise UsageError(f"{each.name} = {value}: must be more than 0")
