@@ -69,7 +69,8 @@ def test_one_command_is_a_working_endpoint_until_sigterm(tmp_path):
         url = re.search(r"at (http://\S+)/v1,", greeting).group(1)
         admin = re.search(r"Admin: (http://\S+)", greeting).group(1)
         assert f"curl {url}/v1/models" in greeting
-        body = {"model": "llama3-8b-h100", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+        tried = re.search(r"completions -d '(.+)'", greeting).group(1)
+        body = json.loads(tried) | {"max_tokens": 3}
         request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode())  # noqa: S310 - loopback
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - loopback
             assert json.load(answer)["usage"]["completion_tokens"] == 3

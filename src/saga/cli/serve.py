@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -238,9 +240,10 @@ def _greet(gateway: Gateway, settings: GatewayConfig) -> None:
     key = '-H "Authorization: Bearer $KEY" ' if settings.tenants else ""
     names = f"{gateway.workers.num_up} of {len(settings.workers)} workers up"
     typer.echo(f"SAGA ({settings.scheduling.preset}) at {url}/v1, {names}. Admin: {admin_url}")
-    body = '{"messages": [{"role": "user", "content": "Hello"}], "model": "MODEL"}'
+    model = min((name for worker in gateway.workers for name in worker.models or ()), default="MODEL")
+    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "model": model})
     typer.echo(f"Models:   curl {key}{url}/v1/models")
-    typer.echo(f"Try:      curl {key}{url}/v1/chat/completions -d '{body}'")
+    typer.echo(f"Try:      curl {key}{url}/v1/chat/completions -d {shlex.quote(body)}")
     typer.echo(f"Watch:    saga top --url {admin_url}")
     if gateway.coordinator:
         typer.echo(f"Engines:  saga worker MODEL --coordinator {gateway.coordinator}")
