@@ -12,8 +12,9 @@ from saga.bench.statistics import (
     ecdf,
     hedges_g,
     mean_estimate,
+    paired_g,
     paired_speedup,
-    ratio_of_means,
+    paired_test,
     t_quantile_975,
     t_tail,
     thin,
@@ -110,13 +111,7 @@ samples = st.lists(seconds, min_size=2, max_size=12)
 
 @given(samples, samples)
 def test_comparing_the_other_way_turns_the_comparison_round(one: list[float], other: list[float]) -> None:
-    """Ratio inverted, t and effect size negated, p the same; every interval holds its estimate."""
-    forth, back = ratio_of_means(one, other), ratio_of_means(other, one)
-    assert forth.value * back.value == pytest.approx(1.0)
-    assert forth.low is not None
-    assert back.high is not None
-    assert forth.low * back.high == pytest.approx(1.0)
-    assert forth.low <= forth.value * (1 + 1e-12)
+    """Negated t and effect size, the same p."""
     test, tset = welch(one, other), welch(other, one)
     assert test is not None
     assert tset is not None
@@ -126,6 +121,44 @@ def test_comparing_the_other_way_turns_the_comparison_round(one: list[float], ot
     assert (effect is None) == (tceffe is None)
     if effect is not None and tceffe is not None:
         assert effect.value == pytest.approx(-tceffe.value)
+
+
+@given(pairs)
+def test_the_paired_test_goes_with_the_paired_interval(values: list[tuple[float, float]]) -> None:
+    """Where the interval excludes 1, p is below 0.05; the effect size has the sign of t and turns with the sides."""
+    ours, theirs = [a for a, _ in values], [b for _, b in values]
+    ratio, test, effect = paired_speedup(ours, theirs), paired_test(ours, theirs), paired_g(ours, theirs)
+    assert test is not None
+    assert ratio.low is not None
+    assert ratio.high is not None
+    if abs(test.p - 0.05) > 1e-6:
+        assert (test.p < 0.05) == (ratio.low > 1.0 or ratio.high < 1.0)
+    back = paired_g(theirs, ours)
+    if effect is not None and back is not None:
+        assert effect.value == pytest.approx(-back.value)
+        assert effect.value * test.t >= 0.0
+
+
+def test_the_paired_test_by_hand() -> None:
+    """Logarithms 1, 2, 3: t = 2 sqrt 3 with 2 degrees; g = 2 x (1 - 3 / 7), variance 1 / 3 + g^2 / 6."""
+    over, under = [math.e, math.e**2, math.e**3], [1.0, 1.0, 1.0]
+    test, effect = paired_test(over, under), paired_g(over, under)
+    assert test is not None
+    assert (test.t, test.degrees) == (pytest.approx(2.0 * math.sqrt(3.0)), 2.0)
+    assert test.p == pytest.approx(0.0742, abs=1e-4)
+    assert effect is not None
+    assert effect.value == pytest.approx(2.0 * 4.0 / 7.0)
+    assert effect.high == pytest.approx(effect.value + 1.959964 * math.sqrt(1 / 3 + effect.value**2 / 6))
+
+
+def test_what_all_seeds_share_is_nothing_to_the_paired_test() -> None:
+    """Seeds that differ tenfold and systems that differ by a tenth: Welch sees luck, the pairs see the tenth."""
+    over, under = [11.0, 110.5, 1100.0, 56.0], [10.0, 100.0, 1000.0, 50.0]
+    paired, independent = paired_test(over, under), welch(over, under)
+    assert paired is not None
+    assert independent is not None
+    assert paired.p < 0.001
+    assert independent.p > 0.5
 
 
 def test_welch_by_hand() -> None:
@@ -145,26 +178,28 @@ def test_hedges_g_by_hand() -> None:
 
 
 def test_constants_are_equal_or_surely_different() -> None:
-    """No spread: p is 1 or 0, an effect size has no unit, a ratio has no width."""
+    """No spread: p is 1 or 0, an effect size has no unit."""
     same, apart = welch([2.0, 2.0], [2.0, 2.0]), welch([2.0, 2.0], [1.0, 1.0])
     assert same is not None
     assert apart is not None
     assert (same.p, apart.p) == (1.0, 0.0)
     assert hedges_g([2.0, 2.0], [1.0, 1.0]) is None
-    ratio = ratio_of_means([2.0, 2.0], [1.0, 1.0])
-    assert (ratio.value, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+    assert paired_g([2.0, 2.0], [1.0, 1.0]) is None
+    paired = [paired_test([2.0, 4.0], [2.0, 4.0]), paired_test([1.0, 2.0], [2.0, 4.0])]
+    assert [test and (test.t, test.p) for test in paired] == [(0.0, 1.0), (-math.inf, 0.0)]
 
 
 def test_one_value_says_nothing_of_its_spread() -> None:
     """No interval, no test; no values and no positive values are errors."""
     assert mean_estimate([3.0]).low is None
-    assert ratio_of_means([3.0], [2.0, 1.0]).low is None
+    assert paired_test([1.0], [2.0]) is None
+    assert paired_g([1.0], [2.0]) is None
     assert welch([1.0], [1.0, 2.0]) is None
     assert hedges_g([1.0], [1.0, 2.0]) is None
     with pytest.raises(ValueError, match="no values"):
         mean_estimate([])
     with pytest.raises(ValueError, match="positive"):
-        ratio_of_means([1.0], [0.0])
+        paired_test([1.0], [0.0])
 
 
 def test_the_interval_of_a_mean_by_hand() -> None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_NORMAL_975 = 1.959964  # 97.5 % quantile of the normal distribution
+
 
 @dataclass(frozen=True)
 class Speedup:
@@ -31,12 +33,26 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Welch:
-    """Welch's two-sided t-test of equal means: t, degrees of freedom, p."""
+class TTest:
+    """A two-sided t-test: t, degrees of freedom, p."""
 
     t: float
     degrees: float
     p: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Whether and how far two samples differ, seed by seed and as independent samples; None where values are too few.
+
+    paired: t-test of the logarithms of the pairs' ratios; paired_g: their mean in their own deviations. welch: Welch's
+    t-test of the means; pooled_g: their difference in deviations of one sample. Both g are corrected for small samples.
+    """
+
+    paired: TTest | None
+    paired_g: Estimate | None
+    welch: TTest | None
+    pooled_g: Estimate | None
 
 
 def t_tail(t: float, degrees: float) -> float:
@@ -96,26 +112,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def ratio_of_means(over: Sequence[float], under: Sequence[float]) -> Estimate:
-    """mean(over) / mean(under) with a 95 % interval; the samples are independent, not paired. O(values).
-
-    Delta method on the logarithm, Var(log ratio) = s1^2 / (n1 m1^2) + s2^2 / (n2 m2^2), with the degrees of freedom of
-    Welch and Satterthwaite. ValueError where a sample is empty or holds something that is not a positive number.
-    """
-    if not all(0.0 < value < math.inf for value in (*over, *under)):
-        raise ValueError("ratios need positive, finite values")
-    (mean, variance), (mean_under, variance_under) = _moments(over), _moments(under)
-    ratio = mean / mean_under
-    if min(len(over), len(under)) == 1:
-        return Estimate(ratio)
-    parts = (variance / len(over) / mean**2, variance_under / len(under) / mean_under**2)
-    if math.fsum(parts) == 0.0:
-        return Estimate(ratio, ratio, ratio)
-    half = t_quantile_975(_welch_degrees(parts, (len(over), len(under)))) * math.sqrt(math.fsum(parts))
-    return Estimate(ratio, ratio * math.exp(-half), ratio * math.exp(half))
-
-
-def welch(one: Sequence[float], other: Sequence[float]) -> Welch | None:
+def welch(one: Sequence[float], other: Sequence[float]) -> TTest | None:
     """Whether two independent samples have the same mean (Welch 1947); None with fewer than two values in either.
 
     Equal constants give p = 1, different ones p = 0. O(values).
@@ -127,10 +124,10 @@ def welch(one: Sequence[float], other: Sequence[float]) -> Welch | None:
     total = math.fsum(parts)
     if total == 0.0:
         degrees = float(len(one) + len(other) - 2)
-        return Welch(0.0, degrees, 1.0) if mean == mean_other else Welch(math.inf, degrees, 0.0)
+        return TTest(0.0, degrees, 1.0) if mean == mean_other else TTest(math.inf, degrees, 0.0)
     degrees = _welch_degrees(parts, (len(one), len(other)))
     t = (mean - mean_other) / math.sqrt(total)
-    return Welch(t, degrees, t_tail(t, degrees))
+    return TTest(t, degrees, t_tail(t, degrees))
 
 
 def hedges_g(one: Sequence[float], other: Sequence[float]) -> Estimate | None:
@@ -148,7 +145,7 @@ def hedges_g(one: Sequence[float], other: Sequence[float]) -> Estimate | None:
     if pooled == 0.0:
         return None
     g = (1.0 - 3.0 / (4.0 * total - 9.0)) * (mean - mean_other) / math.sqrt(pooled)
-    half = 1.959964 * math.sqrt(total / (num_one * num_other) + g * g / (2.0 * total))
+    half = _NORMAL_975 * math.sqrt(total / (num_one * num_other) + g * g / (2.0 * total))
     return Estimate(g, g - half, g + half)
 
 
@@ -174,17 +171,55 @@ def paired_speedup(baseline: Sequence[float], other: Sequence[float]) -> Speedup
     Both hold seconds (or anything positive where less is better), in the order of the seeds. ValueError where they
     are empty, differ in length, or hold something that is not a positive number.
     """
-    if not baseline or len(baseline) != len(other):
-        raise ValueError(f"need pairs, not {len(baseline)} and {len(other)} values")
-    if not all(0.0 < value < math.inf for value in (*baseline, *other)):
-        raise ValueError("ratios need positive, finite values")
-    logs = [math.log(base / mine) for base, mine in zip(baseline, other, strict=True)]
-    mean = math.fsum(logs) / len(logs)
+    logs = _log_ratios(baseline, other)
+    mean, variance = _moments(logs)
     if len(logs) == 1:
         return Speedup(math.exp(mean), None, None)
-    variance = math.fsum((log - mean) ** 2 for log in logs) / (len(logs) - 1)
     half = t_quantile_975(len(logs) - 1) * math.sqrt(variance / len(logs))
     return Speedup(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def paired_test(over: Sequence[float], under: Sequence[float]) -> TTest | None:
+    """Whether the ratios of the pairs have a geometric mean of 1: Student's t-test of their logarithms. O(pairs).
+
+    None for one pair. p is below 0.05 where the interval of `paired_speedup` excludes 1. ValueError as there.
+    """
+    logs = _log_ratios(over, under)
+    if len(logs) == 1:
+        return None
+    mean, variance = _moments(logs)
+    degrees = len(logs) - 1.0
+    if variance == 0.0:
+        return TTest(0.0, degrees, 1.0) if mean == 0.0 else TTest(math.copysign(math.inf, mean), degrees, 0.0)
+    t = mean / math.sqrt(variance / len(logs))
+    return TTest(t, degrees, t_tail(t, degrees))
+
+
+def paired_g(over: Sequence[float], under: Sequence[float]) -> Estimate | None:
+    """Mean logarithm of the pairs' ratios in deviations of these logarithms, corrected, with a 95 % interval. O(pairs).
+
+    The effect size of `paired_test` (Borenstein et al. 2009, ch. 4, for a change in its own deviations): J = 1 - 3 / (4
+    (n - 1) - 1); variance 1 / n + g^2 / (2 n), normal interval. None for one pair or where nothing varies.
+    """
+    logs = _log_ratios(over, under)
+    if len(logs) == 1:
+        return None
+    mean, variance = _moments(logs)
+    if variance == 0.0:
+        return None
+    num_pairs = len(logs)
+    g = (1.0 - 3.0 / (4.0 * (num_pairs - 1) - 1.0)) * mean / math.sqrt(variance)
+    half = _NORMAL_975 * math.sqrt(1.0 / num_pairs + g * g / (2.0 * num_pairs))
+    return Estimate(g, g - half, g + half)
+
+
+def _log_ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """log(over / under), pair by pair."""
+    if not over or len(over) != len(under):
+        raise ValueError(f"need pairs, not {len(over)} and {len(under)} values")
+    if not all(0.0 < value < math.inf for value in (*over, *under)):
+        raise ValueError("ratios need positive, finite values")
+    return [math.log(above / below) for above, below in zip(over, under, strict=True)]
 
 
 def ecdf(values: Sequence[float], *, num_points: int = 400) -> tuple[list[float], list[float]]:

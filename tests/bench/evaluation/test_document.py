@@ -34,7 +34,7 @@ def report(results: Build, scale: Scale) -> Callable[..., Report]:
 def test_claims_and_results_are_kept_apart(report: Callable[..., Report]) -> None:
     """Each under its own kind; no run has a claim in it and no claim a result."""
     document = json.loads(msgspec.json.encode(as_document(report())))
-    assert (document["schema"], document["kind"], document["complete"]) == (1, "evaluation", True)
+    assert (document["schema"], document["kind"], document["complete"]) == (2, "evaluation", True)
     assert document["claims"]["kind"] == "claim"
     assert document["results"]["kind"] == "simulated"
     assert all("claim" not in json.dumps(run) for run in document["results"]["runs"])

@@ -30,18 +30,44 @@ def test_figures_are_in_the_order_of_seeds() -> None:
     assert both().values(SLOW, "tenants.a.within") == [0.5] * 3
 
 
-def test_a_ratio_is_of_means_with_an_interval_and_a_test() -> None:
-    """Twice as slow, with what three seeds can say of it."""
+def test_a_ratio_is_over_paired_seeds() -> None:
+    """Twice as slow in every seed: no width, however much seeds differ, and both kinds of test."""
     ratio = both().ratio(SLOW, FAST)
     assert ratio is not None
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2.0, 2.0, 2.0))
+    found = both().difference(SLOW, FAST)
+    assert found.paired is not None
+    assert found.welch is not None
+    assert found.pooled_g is not None
+    assert found.paired.p < found.welch.p < 0.01
+    assert found.pooled_g.value > 0
+
+
+def test_only_seeds_that_both_have_are_compared() -> None:
+    """A report of an interrupted run pairs what there is, and never one seed's tasks with another's."""
+    found = both()
+    found.add(SLOW, 7, {"tct_mean_s": 1e6})
+    ratio = found.ratio(SLOW, FAST)
+    assert ratio is not None
     assert ratio.value == pytest.approx(2.0)
-    assert ratio.low is not None
-    assert ratio.low < 2.0
-    test, effect = both().test(SLOW, FAST)
-    assert test is not None
-    assert effect is not None
-    assert test.p < 0.01
-    assert effect.value > 0
+    apart = Results(2)
+    apart.add(SLOW, 0, {"tct_mean_s": 20.0})
+    apart.add(FAST, 1, {"tct_mean_s": 10.0})
+    assert apart.ratio(SLOW, FAST) is None
+    assert apart.difference(SLOW, FAST).paired is None
+
+
+def test_a_geometric_mean_is_over_pairs_of_cells_and_over_seeds() -> None:
+    """Ratios 2 and 8 are 4; a ratio that has no seed leaves none."""
+    found = both()
+    other = Cell("v", "slow"), Cell("v", "fast")
+    for seed in range(3):
+        found.add(other[0], seed, {"tct_mean_s": 80.0})
+        found.add(other[1], seed, {"tct_mean_s": 10.0})
+    ratio = found.geomean_ratio([(SLOW, FAST), other])
+    assert ratio is not None
+    assert (ratio.value, ratio.low) == pytest.approx((4.0, 4.0))
+    assert found.geomean_ratio([(SLOW, FAST), (Cell("u"), other[1])]) is None
 
 
 def test_what_is_missing_is_none_and_counted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saga.bench.evaluation.sections import Row, Section, claims_table, write, write_estimate, write_p
-from saga.bench.statistics import Estimate
+from saga.bench.statistics import Difference, Estimate, TTest
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,14 @@ def test_an_interval_is_written_where_there_is_one() -> None:
     assert [write_p(p) for p in (None, 0.0002, 0.04)] == ["-", "< 0.001", "0.040"]
 
 
-def test_the_test_is_shown_where_there_is_one() -> None:
-    """Columns for p and g only where a row has them."""
+def test_the_tests_are_shown_where_there_are_any() -> None:
+    """Columns that name each test, with its effect size, only where a row has them."""
+    difference = Difference(TTest(3.0, 9.0, 0.01), Estimate(2.0), TTest(1.0, 17.0, 0.3), None)
     plain = claims_table("t", "n", [Row("a", 1.5, Estimate(1.4), "ratio", "reproduced")])
-    tested = claims_table("t", "n", [Row("a", 1.5, Estimate(1.4), "ratio", "reproduced", 0.01, Estimate(2.0))])
+    tested = claims_table("t", "n", [Row("a", 1.5, Estimate(1.4), "ratio", "reproduced", difference)])
     assert plain.columns == ("n", "claimed", "ours (95 % interval)", "verdict")
-    assert tested.rows[0] == ("a", "1.50x", "1.40x", "0.010", "2.0", "reproduced")
+    assert tested.columns[3:5] == ("paired t-test, p (g)", "Welch's, p (g)")
+    assert tested.rows[0] == ("a", "1.50x", "1.40x", "0.010 (2.0)", "0.300", "reproduced")
 
 
 def test_a_section_says_what_is_missing_and_what_is_not_simulated() -> None:

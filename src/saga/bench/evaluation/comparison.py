@@ -6,17 +6,15 @@ memory would give, what the paper's own throughput says about its load.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from saga.bench.evaluation.cells import PAPER_LOAD, Cell, Scale
 from saga.bench.evaluation.claims import Claims
 from saga.bench.evaluation.results import Results, spread
-from saga.bench.evaluation.rows import judge, ratio_found
+from saga.bench.evaluation.rows import Found, judge, ratio_found
 from saga.bench.evaluation.sections import Curve, Forest, Lines, Row, Section, claims_table, write, write_estimate
 from saga.bench.evaluation.systems import PAPER
 from saga.bench.evaluation.verdicts import of_ratio
-from saga.bench.statistics import Estimate
 from saga.bench.tables import Table, write_seconds, write_share
 from saga.engine.hardware import hardware
 from saga.workloads.catalogue import workload as workload_of
@@ -143,26 +141,11 @@ def _main_rows(scale: Scale, results: Results, claims: Claims, workload: str) ->
 
 def _geomean_row(scale: Scale, results: Results, claims: Claims) -> list[Row]:
     """The headline: geometric mean over both workloads against prefix caching."""
-    ratios = [
-        results.ratio(at_paper_load(scale, BASE, workload), at_paper_load(scale, PAPER, workload))
-        for workload in WORKLOADS
-    ]
-    found = [ratio for ratio in ratios if ratio is not None]
     claim = claims.table("main").value("geomean_speedup", system=BASE)
-    if len(found) < len(WORKLOADS) or claim is None:
-        return [Row(f"{BASE} (geometric mean)", claim, None, "ratio")]
-    ours = Estimate(math.prod(ratio.value for ratio in found) ** (1 / len(found)), *_geomean_interval(found))
-    return [Row(f"{BASE} (geometric mean)", claim, ours, "ratio", of_ratio(claim, ours))]
-
-
-def _geomean_interval(ratios: Sequence[Estimate]) -> tuple[float | None, float | None]:
-    """Widths of independent logarithms add as squares."""
-    logs = [math.log(ratio.high / ratio.value) for ratio in ratios if ratio.high is not None]
-    if len(logs) < len(ratios):
-        return None, None
-    middle = math.fsum(math.log(ratio.value) for ratio in ratios) / len(ratios)
-    half = math.sqrt(math.fsum(log * log for log in logs)) / len(ratios)
-    return math.exp(middle - half), math.exp(middle + half)
+    ours = results.geomean_ratio(
+        [(at_paper_load(scale, BASE, workload), at_paper_load(scale, PAPER, workload)) for workload in WORKLOADS]
+    )
+    return [judge(f"{BASE} (geometric mean)", claim, "ratio", of_ratio, Found(ours))]
 
 
 def _time_table(scale: Scale, results: Results, claims: Claims, workload: str) -> Table:

@@ -18,7 +18,22 @@ from saga.bench.evaluation.sections import Row, Section
 from saga.bench.evaluation.verdicts import RULES
 from saga.bench.tables import Table
 
-SCHEMA = 1
+SCHEMA = 2
+
+STATISTICS = (
+    (
+        "The same seed gives every system the same tasks, so systems are compared seed by seed: a ratio is the "
+        "geometric mean over seeds of the ratios of mean completion times (or of whatever is compared), with Student's "
+        "95 % interval of their logarithms. A mean has Student's 95 % interval over seeds."
+    ),
+    (
+        "Two two-sided tests stand beside a ratio. Paired: Student's t-test of the logarithms of the seeds' ratios, "
+        "which goes with the interval; g in brackets is Hedges' g of these logarithms, their mean in their own "
+        "deviations. Welch's: the test that the paper names, of the two means as if seeds were independent samples; "
+        "its g is Hedges' g of the difference in pooled deviations of one seed. Both g are corrected for few seeds."
+    ),
+)
+"""How figures are compared, for every report."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class Report:
 
 
 def as_document(report: Report) -> dict[str, object]:
-    """The JSON, schema 1. Claims have a kind of their own; no object holds a claim and a result but a verdict."""
+    """The JSON, schema 2. Claims have a kind of their own; no object holds a claim and a result but a verdict."""
     return {
         "schema": SCHEMA,
         "kind": "evaluation",
@@ -59,6 +74,7 @@ def as_document(report: Report) -> dict[str, object]:
         "complete": not report.num_missing,
         "runs_missing": report.num_missing,
         "runs_wanted": report.num_wanted,
+        "statistics": STATISTICS,
         "rules": RULES if report.claims is not None else (),
         "claims": None if report.claims is None else msgspec.to_builtins(report.claims),
         "tables": [_section(section) for section in report.sections],
@@ -78,6 +94,7 @@ def as_markdown(report: Report) -> str:
         lines += ["| table | verdict |", "|---|---|"]
         lines += [f"| {section.title} | {section.statement} |" for section in judged]
         lines += ["", "## How a verdict is found", "", *(f"- {rule}" for rule in RULES), ""]
+    lines += ["## How figures are compared", "", *(f"- {sentence}" for sentence in STATISTICS), ""]
     for section in report.sections:
         lines += _markdown(section)
     return "\n".join(lines).rstrip() + "\n"
@@ -104,8 +121,7 @@ def _row(row: Row) -> dict[str, object]:
         "compared_as": row.kind,
         "claim": row.claim,
         "result": None if row.ours is None else dataclasses.asdict(row.ours),
-        "welch_p": row.p,
-        "hedges_g": None if row.g is None else dataclasses.asdict(row.g),
+        "tests": None if row.difference is None else dataclasses.asdict(row.difference),
         "comparable": row.comparable,
         "verdict": row.verdict,
         "elsewhere": None if row.elsewhere is None else dataclasses.asdict(row.elsewhere),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from saga import __version__
 from saga.bench.drawing import DASHES, INK, Drawing, as_svg, check_installed, dress, new_figure, plain_number, series
-from saga.bench.evaluation.document import Report
+from saga.bench.evaluation.document import STATISTICS, Report
 from saga.bench.evaluation.sections import Forest, Lines, Row, Section
 from saga.bench.evaluation.verdicts import RULES
 
@@ -34,6 +34,7 @@ def render_page(report: Report) -> str:
         sections=sections,
         judged=[section for section in report.sections if section.judged],
         rules=RULES,
+        statistics=STATISTICS,
         version=__version__,
     )
 

@@ -1,15 +1,26 @@
 """Finished runs by cell and seed, and the estimates that tables are made of.
 
-What is not there yet is None, never 0: a partial report says so. Refuses to know claims.
+What is not there yet is None, never 0: a partial report says so. The same seed gives every system the same tasks, so
+systems are compared seed by seed, over the seeds that both have. Refuses to know claims.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from saga.bench.evaluation.cells import Cell
-from saga.bench.statistics import Estimate, Welch, hedges_g, mean_estimate, ratio_of_means, welch
+from saga.bench.statistics import (
+    Difference,
+    Estimate,
+    hedges_g,
+    mean_estimate,
+    paired_g,
+    paired_speedup,
+    paired_test,
+    welch,
+)
 
 Metrics = Mapping[str, object]
 
@@ -45,16 +56,46 @@ class Results:
         return mean_estimate(values) if values else None
 
     def ratio(self, over: Cell, under: Cell, figure: str = "tct_mean_s") -> Estimate | None:
-        """The ratio of the means with its interval; None where either is missing or not positive."""
-        above, below = self.values(over, figure), self.values(under, figure)
-        if not above or not below or min(*above, *below) <= 0.0:
-            return None
-        return ratio_of_means(above, below)
+        """How many times as much, geometric mean over seeds; None where no seed has both, or one is not positive."""
+        return self.geomean_ratio([(over, under)], figure)
 
-    def test(self, over: Cell, under: Cell, figure: str = "tct_mean_s") -> tuple[Welch | None, Estimate | None]:
-        """Welch's t-test and Hedges' g of the two; None where seeds are too few."""
-        above, below = self.values(over, figure), self.values(under, figure)
-        return welch(above, below), hedges_g(above, below)
+    def geomean_ratio(self, pairs: Sequence[tuple[Cell, Cell]], figure: str = "tct_mean_s") -> Estimate | None:
+        """The geometric mean over pairs of cells, then over the seeds that all of them have, with its 95 % interval."""
+        over = self._geomeans([above for above, _ in pairs], figure)
+        under = self._geomeans([below for _, below in pairs], figure)
+        shared = sorted(over.keys() & under.keys())
+        if not shared:
+            return None
+        found = paired_speedup([over[seed] for seed in shared], [under[seed] for seed in shared])
+        return Estimate(found.speedup, found.low, found.high)
+
+    def difference(self, over: Cell, under: Cell, figure: str = "tct_mean_s") -> Difference:
+        """The tests and effect sizes of the two."""
+        above, below = self._geomeans([over], figure), self._geomeans([under], figure)
+        shared = sorted(above.keys() & below.keys())
+        pairs = [above[seed] for seed in shared], [below[seed] for seed in shared]
+        samples = self.values(over, figure), self.values(under, figure)
+        return Difference(
+            paired_test(*pairs) if shared else None,
+            paired_g(*pairs) if shared else None,
+            welch(*samples),
+            hedges_g(*samples),
+        )
+
+    def _geomeans(self, cells: Sequence[Cell], figure: str) -> dict[int, float]:
+        """By seed that all cells have, the geometric mean of their figures; nothing where one is not positive."""
+        values = [
+            {
+                seed: value
+                for seed, run in self.runs.get(cell, {}).items()
+                if (value := figure_of(run, figure)) is not None
+            }
+            for cell in cells
+        ]
+        if any(value <= 0.0 for each in values for value in each.values()):
+            return {}
+        shared = set.intersection(*(set(each) for each in values))
+        return {seed: math.prod(each[seed] for each in values) ** (1.0 / len(values)) for seed in shared}
 
     def missing(self, cells: Iterable[Cell]) -> int:
         """Runs of these cells that are not there."""

@@ -10,7 +10,7 @@ from saga.bench.evaluation.cells import Cell
 from saga.bench.evaluation.results import Results
 from saga.bench.evaluation.sections import Elsewhere, Row
 from saga.bench.evaluation.verdicts import Verdict
-from saga.bench.statistics import Estimate
+from saga.bench.statistics import Difference, Estimate
 
 Rule = Callable[[float, Estimate], Verdict]
 _ORDER = ("reproduced", "partly", "undecided", "not")
@@ -18,17 +18,15 @@ _ORDER = ("reproduced", "partly", "undecided", "not")
 
 @dataclass(frozen=True)
 class Found:
-    """An estimate, None where runs are missing, with the test of the two samples behind it where there is one."""
+    """An estimate, None where runs are missing, with the tests of the two samples behind it where there are two."""
 
     ours: Estimate | None
-    p: float | None = None
-    g: Estimate | None = None
+    difference: Difference | None = None
 
 
 def ratio_found(results: Results, over: Cell, under: Cell, figure: str = "tct_mean_s") -> Found:
-    """The ratio of two cells' means, and whether they differ."""
-    test, g = results.test(over, under, figure)
-    return Found(results.ratio(over, under, figure), None if test is None else test.p, g)
+    """The ratio of two cells, and whether they differ."""
+    return Found(results.ratio(over, under, figure), results.difference(over, under, figure))
 
 
 def judge(
@@ -44,7 +42,7 @@ def judge(
     Of a bound, beside it stands the load at which it is farthest off.
     """
     verdict: Verdict = "open" if claim is None or here.ours is None else rule(claim, here.ours)
-    return Row(name, claim, here.ours, kind, verdict, here.p, here.g, _elsewhere(claim, kind, rule, by_load or {}))
+    return Row(name, claim, here.ours, kind, verdict, here.difference, _elsewhere(claim, kind, rule, by_load or {}))
 
 
 def _elsewhere(claim: float | None, kind: str, rule: Rule, by_load: Mapping[float, Found]) -> Elsewhere | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from saga.bench.evaluation.verdicts import Verdict, in_words, of_table
-from saga.bench.statistics import Estimate
+from saga.bench.statistics import Difference, Estimate, TTest
 from saga.bench.tables import Table, write_seconds, write_share
 
 
@@ -24,7 +24,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Row:
-    """A claim and what we found. kind says how the two are written; p, g: Welch's test and Hedges' g where they apply.
+    """A claim and what we found. kind says how the two are written; difference: the tests behind a ratio.
 
     elsewhere: the load at which it comes nearest the claim, or is farthest from a bound. comparable: False where claim
     and figure are not of the same thing; then there is no verdict.
@@ -35,8 +35,7 @@ class Row:
     ours: Estimate | None
     kind: str
     verdict: Verdict = "open"
-    p: float | None = None
-    g: Estimate | None = None
+    difference: Difference | None = None
     elsewhere: Elsewhere | None = None
     comparable: bool = True
 
@@ -163,10 +162,15 @@ def write_p(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+TESTS = ("paired t-test, p (g)", "Welch's, p (g)")
+"""Columns of `claims_table`: what the intervals go by, and the test that the paper names."""
+
+
 def claims_table(title: str, first: str, rows: Sequence[Row]) -> Table:
-    """Claim and result side by side, with the test and the verdict of each row, and what it is at another load."""
-    tested, swept = any(row.p is not None for row in rows), any(row.elsewhere is not None for row in rows)
-    columns = [first, "claimed", "ours (95 % interval)", *(("p (Welch)", "Hedges' g") if tested else ()), "verdict"]
+    """Claim and result side by side, with the tests and the verdict of each row, and what it is at another load."""
+    tested = any(row.difference is not None and row.difference.welch is not None for row in rows)
+    swept = any(row.elsewhere is not None for row in rows)
+    columns = [first, "claimed", "ours (95 % interval)", *(TESTS if tested else ()), "verdict"]
     if swept:
         columns.append("farthest off" if rows[0].kind == "bound" else "nearest, at load")
     lines = []
@@ -174,11 +178,24 @@ def claims_table(title: str, first: str, rows: Sequence[Row]) -> Table:
         at_most = "at most " if row.kind == "bound" else ""
         claim = "-" if row.claim is None else at_most + write(row.claim, row.kind)
         line = [row.name, claim, write_estimate(row.ours, row.kind)]
-        line += [write_p(row.p), "-" if row.g is None else f"{row.g.value:.1f}"] if tested else []
+        line += _tests(row.difference) if tested else []
         line += ["-" if row.verdict == "open" else row.verdict]
         line += [_elsewhere(row)] if swept else []
         lines.append(tuple(line))
     return Table(title, tuple(columns), tuple(lines))
+
+
+def _tests(difference: Difference | None) -> list[str]:
+    """`< 0.001 (3.2)`: p and Hedges' g of each test."""
+    if difference is None:
+        return ["-", "-"]
+    return [_test(difference.paired, difference.paired_g), _test(difference.welch, difference.pooled_g)]
+
+
+def _test(test: TTest | None, g: Estimate | None) -> str:
+    if test is None:
+        return "-"
+    return write_p(test.p) if g is None else f"{write_p(test.p)} ({g.value:.1f})"
 
 
 def _elsewhere(row: Row) -> str:

@@ -144,8 +144,7 @@ def _ablation_section(plan: StudyPlan, results: Results) -> Section:
     whole, rows = plan.at(OURS, plan.crowded_load), []
     for system in DEFAULT_ABLATED:
         cell = plan.at(system, plan.crowded_load)
-        test, g = results.test(cell, whole)
-        rows.append(Row(system, None, results.ratio(cell, whole), "ratio", p=None if test is None else test.p, g=g))
+        rows.append(Row(system, None, results.ratio(cell, whole), "ratio", difference=results.difference(cell, whole)))
     cells = _ablation_cells(plan)
     return Section(
         id="ablation",

@@ -24,9 +24,10 @@ _EXACT = 1e-12  # what rounding may do
 RULES = (
     (
         "A ratio (who is faster, by how much) is reproduced where ours has the same direction (its 95 % interval "
-        "lies on the claim's side of 1; from one seed: it is 2 % or more beyond 1), at least half of the effect and at "
-        "most twice (as logarithms), and the claim lies in our interval or within 15 % of our ratio; partly with the "
-        "same direction and at least half of the effect, however much more; undecided where the interval includes "
+        "over paired seeds lies on the claim's side of 1; from one seed: it is 2 % or more beyond 1), at least half of "
+        "the effect and at most twice (as logarithms), and the claim lies in our interval or within 15 % of our ratio; "
+        "partly with the same direction and at least half of the effect, however much more; undecided where the "
+        "interval includes "
         "both 1 and the claim; not otherwise."
     ),
     (
