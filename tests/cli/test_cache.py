@@ -60,6 +60,26 @@ def test_the_report_is_written(saga: Saga, tmp_path: Path) -> None:
     assert "<svg" in file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("service", "said"),
+    [("recorded", "50.0 % of calls as long as recorded, the others as on"), ("modelled", "calls as long as on")],
+)
+def test_it_says_how_long_calls_lasted(saga: Saga, tmp_path: Path, service: str, said: str) -> None:
+    """A trace that knows half of its service times, and the same without looking at them."""
+    rows = [
+        {"session_id": f"s{number}", "step": step, "input_tokens": 900 + 500 * step, "output_tokens": 20}
+        | ({"llm_s": 3.0} if step else {"gap_s": 0.0})
+        for number in range(6)
+        for step in range(2)
+    ]
+    trace = tmp_path / "mine.jsonl"
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("cache", "--workload", trace, "--policy", "lru", "--kv-tokens", 4_000, "--tasks", 6, "--seeds", 1)
+    answer = saga(*asked, "--pressure", "8", "--replay", "free", "--service", service)
+    assert answer.code == 0, answer
+    assert said in " ".join(answer.out.split())
+
+
 def test_tasks_are_enough_for_the_agents_where_nobody_says_how_many(
     saga: Saga, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +138,7 @@ def test_too_few_tasks_are_said_to_be(saga: Saga) -> None:
         (("--replay", ""), "--replay '': the sweep is empty"),
         (("--replay", "loose"), "replay = 'loose': expected pinned or free"),
         (("--ends", "maybe"), "--ends maybe: expected told or untold"),
+        (("--service", "quick"), "service = 'quick': expected recorded or modelled"),
         (("--seeds", 0), "--seeds 0"),
         (("--tasks", 0), "tasks = 0"),
         (("--kv-tokens", 3), "kv_tokens = 3"),

@@ -51,8 +51,10 @@ def small_workloads(draw: st.DrawFn, *, max_calls: int = 3) -> Small:
         for number in range(draw(st.integers(1, max_calls))):
             output = draw(st.integers(1, 2))
             path, common = conversation.ask(prompt, output, kept)
+            service_s = draw(st.sampled_from((None, None, 0.0, 2.0)))
             gap_s = draw(st.sampled_from((0.0, 0.3, 1.0, 2.5, 9.0)))
-            calls.append(Call(path, prompt, output, gap_s, ("tool",), "tool", shared, common if number else 0))
+            common = common if number else 0
+            calls.append(Call(path, prompt, output, gap_s, ("tool",), "tool", shared, common, service_s=service_s))
             context = prompt + output
             kept = draw(st.none() | st.integers(shared, context))
             prompt = min((context if kept is None else kept) + draw(st.integers(1, 2)), 8)
@@ -62,7 +64,7 @@ def small_workloads(draw: st.DrawFn, *, max_calls: int = 3) -> Small:
     return Small(tasks)
 
 
-def small_timeline(workload: Small, num_blocks: int, block_tokens: int = 1) -> Timeline:
+def small_timeline(workload: Small, num_blocks: int, block_tokens: int = 1, *, recorded: bool = True) -> Timeline:
     """All of it, with as many agents as sessions; a call lasts as long as it has tokens to compute and to say."""
     return lay_out(
         workload,
@@ -73,6 +75,7 @@ def small_timeline(workload: Small, num_blocks: int, block_tokens: int = 1) -> T
         num_blocks=num_blocks,
         block_tokens=block_tokens,
         chunk_tokens=1,
+        recorded=recorded,
     )
 
 
@@ -101,6 +104,17 @@ def all_ways(timeline: Timeline, *, pinned: bool) -> Iterator[tuple[Visit, froze
             tails = sum(other.held_blocks - other.full_blocks for other in held)
             yield visit, prompt & seen, blocks, timeline.num_blocks - tails - len(blocks)
             seen |= blocks_of(visit, visit.full_blocks)
+
+
+def answers_again(timeline: Timeline) -> bool:
+    """Whether some call leaves a block that it did not ask for and that was there before."""
+    seen: frozenset[Block] = frozenset()
+    for visit in timeline.starts():
+        left = blocks_of(visit, visit.full_blocks)
+        if (left - blocks_of(visit, visit.prompt_blocks)) & seen:
+            return True
+        seen |= left
+    return False
 
 
 def closed(kept: frozenset[Block], parents: dict[Block, Block | None]) -> bool:

@@ -31,7 +31,7 @@ def test_every_call_arrives_starts_and_finishes_in_order(workload: Small, num_bl
     plans = [task.sessions[0] for task in workload.tasks(3, 0)]
     assert started.keys() == {(plan.session, index) for plan in plans for index in range(len(plan.calls))}
     for name, index in started:
-        assert arrived[name, index] <= started[name, index] < finished[name, index]
+        assert arrived[name, index] <= started[name, index] <= finished[name, index]
         if index:
             gap_s = next(plan.calls[index].gap_s for plan in plans if plan.session == name)
             assert arrived[name, index] == pytest.approx(finished[name, index - 1] + gap_s)
@@ -58,6 +58,20 @@ def test_a_parent_waits_for_its_children() -> None:
     arrived, finished = times(timeline, ARRIVED), times(timeline, FINISHED)
     assert arrived["c", 0] == finished["p", 0] + 50.0
     assert arrived["p", 1] == finished["c", 0]
+
+
+def test_a_call_lasts_as_long_as_it_was_recorded() -> None:
+    """Where its source says so and nobody asks for the model; the others last as long as the model says."""
+    calls = (Call(((1, 2),), 2, 1, service_s=7.5), Call(((1, 4),), 4, 1, gap_s=0.1))
+    small = Small([Task("t", "default", "small", "t", (SessionPlan("s", calls),))])
+    recorded, modelled = small_timeline(small, 20), small_timeline(small, 20, recorded=False)
+    lasted = [
+        [times(timeline, FINISHED)["s", number] - times(timeline, STARTED)["s", number] for number in (0, 1)]
+        for timeline in (recorded, modelled)
+    ]
+    assert lasted[0][0] == 7.5
+    assert lasted[1][0] != 7.5
+    assert lasted[0][1] == pytest.approx(lasted[1][1])
 
 
 def test_it_ends_with_the_supply_of_tasks() -> None:

@@ -135,6 +135,13 @@ def test_a_gap_follows_from_start_and_end_where_both_are_known(tmp_path: Path) -
     assert next(trace.tasks(1, 0)).sessions[0].calls[1].gap_s == pytest.approx(4.5)
 
 
+def test_calls_know_how_long_they_took_where_the_trace_says(tmp_path: Path) -> None:
+    """In every copy; None where it does not."""
+    trace = _trace(tmp_path, [_row("a", 0, 100, llm_s=2.5), _row("a", 1, 200, gap_s=1.0)])
+    for task in trace.tasks(3, 0):
+        assert [call.service_s for call in task.sessions[0].calls] == [2.5, None]
+
+
 def test_a_trace_with_a_clock_comes_in_order_of_time(tmp_path: Path) -> None:
     """Arrivals begin at 0, never fall, keep their intervals, and go on when the trace begins again."""
     times = [0.0, 4.0, 5.0, 11.0]

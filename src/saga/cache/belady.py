@@ -10,7 +10,9 @@ that end farthest away, loses the fewest blocks. Proof: at the first overfull sl
 of those, one that ends farthest covers all later slots that any other would have covered, so exchanging it for
 another never breaks a later slot. It also respects prefixes, although nobody asks for that: whoever uses a block uses
 all blocks before it, so what lies deeper is used no sooner, and where they tie the deepest goes first; shared
-prefixes need no rule of their own. It is *not* optimal where blocks differ in cost, as in device seconds, which grow
+prefixes need no rule of their own. One exception: a block that an *answer* is about to write again need not be kept
+for that, while what lies behind it is worth keeping; a cache that evicts leaves only must keep both or lose both, and
+for it the optimum is a lower bound. It is *not* optimal where blocks differ in cost, as in device seconds, which grow
 with depth: see `sim.cache_bound`.
 
 Refuses to know where the stays come from (`sim.cache_stays`), what a policy could know, and costs.

@@ -44,6 +44,10 @@ def cache(
     ends: Annotated[str, typer.Option(help="Whether policies are told that a session has ended: told or untold.")] = (
         "told"
     ),
+    service: Annotated[
+        str,
+        typer.Option(help="How long calls last: recorded (where a trace says so, else modelled) or all modelled."),
+    ] = "recorded",
     hardware: Annotated[
         str,
         typer.Option(
@@ -86,6 +90,7 @@ def cache(
             pressure=one,
             replay=kind,  # type: ignore[arg-type]  # checked there
             ends=ends == "told",
+            service=service,  # type: ignore[arg-type]  # checked there
             tasks=tasks if tasks is not None else 1,
             hardware=hardware,
             kv_tokens=kv_tokens,
@@ -129,7 +134,7 @@ class _Study:
         self._source = source
         self._names = names
         self._seeds = seeds
-        self._num_runs = 0
+        self._num_runs = self._num_calls = self._num_recorded = 0
         self._caveats: dict[str, None] = {}
         self.rows: list[dict[str, object]] = []
 
@@ -145,6 +150,8 @@ class _Study:
                     run = replay_cache(one, self._source, self._names, partial(_add, show, steps * self._num_runs))
                     self.rows += _rows(run, self._names)
                     self._num_runs += 1
+                    self._num_calls += run.num_calls
+                    self._num_recorded += run.num_recorded
                     if not run.steady:
                         self._caveats[_too_few(run)] = None
 
@@ -170,7 +177,18 @@ class _Study:
         first = self._configs[0]
         cache = f"cache of {first.capacity_tokens:,} tokens in blocks of {first.block_tokens}"
         ends = "told" if first.ends else "untold"
-        return f"{cache}, calls as long as on {first.hardware}; ends of sessions {ends}"
+        return f"{cache}, {self._lasting(first.hardware)}; ends of sessions {ends}"
+
+    def _lasting(self, hardware: str) -> str:
+        """How long calls lasted."""
+        from saga.bench.tables import write_share
+
+        if not self._num_recorded:
+            return f"calls as long as on {hardware}"
+        if self._num_recorded == self._num_calls:
+            return "calls as long as recorded"
+        share = write_share(self._num_recorded / self._num_calls)
+        return f"{share} of calls as long as recorded, the others as on {hardware}"
 
     def show(self, least_share: float) -> None:
         """Print tables and sentences."""
@@ -221,6 +239,7 @@ def _rows(run: CacheRun, names: Sequence[str]) -> list[dict[str, object]]:
         "tasks": config.tasks,
         "agents": run.num_agents,
         "calls": run.num_calls,
+        "recorded_calls": run.num_recorded,
         "distinct_blocks": run.num_distinct_blocks,
     }
     rows = []

@@ -39,6 +39,8 @@ from saga.workloads.plan import Workload
 
 Replay = Literal["pinned", "free"]
 REPLAYS: tuple[Replay, ...] = ("pinned", "free")
+Service = Literal["recorded", "modelled"]
+SERVICES: tuple[Service, ...] = ("recorded", "modelled")
 BELADY, BOUND = "belady", "bound"
 DEFAULT_HARDWARE = "llama3-70b-a100x4"
 LEAST_SHARE = 0.005
@@ -74,14 +76,16 @@ POLICIES: dict[str, CachePolicy] = {
 class CacheConfig:
     """One replay: a workload on one cache at one pressure. Raises UsageError naming field, value and what is right.
 
-    ends: whether policies, and the model behind them, are told that a session has ended. tasks: that are played, all
-    of them counted.
+    ends: whether policies, and the model behind them, are told that a session has ended. service: whether calls last as
+    long as their source recorded, where it did, or all of them as on the hardware. tasks: that are played, all of them
+    counted.
     """
 
     workload: str
     pressure: float
     replay: Replay = "free"
     ends: bool = True
+    service: Service = "recorded"
     tasks: int = 500
     seed: int = 0
     hardware: str = DEFAULT_HARDWARE
@@ -95,6 +99,8 @@ class CacheConfig:
             raise UsageError(f"pressure = {self.pressure!r}: expected a number above 0 and at most 1000")
         if self.replay not in REPLAYS:
             raise UsageError(f"replay = {self.replay!r}: expected {' or '.join(REPLAYS)}")
+        if self.service not in SERVICES:
+            raise UsageError(f"service = {self.service!r}: expected {' or '.join(SERVICES)}")
         for name, low, high in (("tasks", 1, 10_000_000), ("seed", 0, 2**63), ("block_tokens", 1, 4096)):
             self._check_int(name, getattr(self, name), low, high)
         kv_tokens = machine.kv_tokens if self.kv_tokens is None else self.kv_tokens
@@ -134,12 +140,13 @@ class Tally:
 class CacheRun:
     """One finished replay. tallies: by policy, BELADY among them; bound_s: regeneration that no policy can pass.
 
-    num_distinct_blocks: ever computed.
+    num_distinct_blocks: ever computed. num_recorded: calls that lasted as long as their source says.
     """
 
     config: CacheConfig
     num_agents: int
     num_calls: int
+    num_recorded: int
     num_distinct_blocks: int
     steady: bool
     tallies: Mapping[str, Tally]
@@ -206,6 +213,7 @@ def call_order(config: CacheConfig, workload: Workload) -> Timeline:
         num_blocks=config.num_blocks,
         block_tokens=config.block_tokens,
         chunk_tokens=_CHUNK_TOKENS,
+        recorded=config.service == "recorded",
     )
 
 
@@ -236,8 +244,17 @@ def replay_cache(
     for place, name in enumerate(own):
         tallies[name] = _play(timeline, stays.seen_blocks, config, POLICIES[name], latency, cost)
         progress(3 + (BOUND in policies) + place)
-    num_agents = config.num_agents(workload.mean_context_tokens)
-    return CacheRun(config, num_agents, len(stays.room), stays.num_distinct_blocks, timeline.steady, tallies, bound_s)
+    recorded = config.service == "recorded"
+    return CacheRun(
+        config,
+        num_agents=config.num_agents(workload.mean_context_tokens),
+        num_calls=len(stays.room),
+        num_recorded=recorded * sum(visit.call.service_s is not None for visit in timeline.starts()),
+        num_distinct_blocks=stays.num_distinct_blocks,
+        steady=timeline.steady,
+        tallies=tallies,
+        bound_s=bound_s,
+    )
 
 
 def num_steps(policies: Sequence[str]) -> int:

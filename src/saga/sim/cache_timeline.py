@@ -4,7 +4,8 @@ A closed loop of agents, as in `saga.sim.driver`: each plays its task, takes the
 they begin staggered over one isolated task time. A call arrives its gap after the end of the session's call before it
 (and of the children that this one spawned). It starts when its whole context, answer included, fits beside the
 contexts of the calls in flight, strictly first come first served, as a real engine queues for memory; it lasts as
-long as it would alone on an idle worker with its prefix at hand. So the order depends on the workload, the agents and
+long as it did where it was recorded, or (where nobody says, or on request) as long as it would alone on an idle worker
+with its prefix at hand. So the order depends on the workload, the agents and
 the memory, never on what a policy keeps, and what calls in flight hold always fits.
 
 The replay ends when the supply of tasks does, so that the load is steady to the end. Refuses to know caches and
@@ -96,16 +97,18 @@ def lay_out(
     num_blocks: int,
     block_tokens: int,
     chunk_tokens: int,
+    recorded: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> Timeline:
     """Play `num_tasks` tasks with `num_agents` agents over num_blocks x block_tokens tokens of memory.
 
-    Every context must fit into the memory. on_progress gets the number of tasks begun. O(calls log agents), about 15
-    us per call.
+    recorded: whether calls last as long as their source says, where it does. Every context must fit into the memory.
+    on_progress gets the number of tasks begun. O(calls log agents), about 15 us per call.
     """
-    return _Loop(workload, latency, num_agents, num_tasks, seed, num_blocks, block_tokens, chunk_tokens).run(
-        on_progress
+    loop = _Loop(
+        workload, latency, num_agents, num_tasks, seed, num_blocks, block_tokens, chunk_tokens, recorded=recorded
     )
+    return loop.run(on_progress)
 
 
 class _Job:
@@ -147,8 +150,10 @@ class _Loop:
         num_blocks: int,
         block_tokens: int,
         chunk_tokens: int,
+        *,
+        recorded: bool,
     ) -> None:
-        self._latency = latency
+        self._latency, self._recorded = latency, recorded
         self._tasks = workload.tasks(num_tasks, seed)
         self._num_agents = min(num_agents, num_tasks)
         self._steady = num_tasks > num_agents
@@ -243,7 +248,9 @@ class _Loop:
         return True
 
     def _call_s(self, call: Call, number: int) -> float:
-        """The call alone on an idle worker that holds its prefix."""
+        """As recorded, or the call alone on an idle worker that holds its prefix."""
+        if self._recorded and call.service_s is not None:
+            return call.service_s
         reused = min(call.common_tokens, call.prompt_tokens - 1) if number else 0
         cached = reused // self._block_tokens * self._block_tokens
         return self._latency.isolated_s(cached, call.prompt_tokens, call.output_tokens, self._chunk_tokens)

@@ -24,7 +24,7 @@ class Call:
     shared_tokens: leading tokens of the prompt in streams that other source sessions use too.
     common_tokens: leading tokens shared with the previous call's prompt + output of the session.
     spawns: indexes into Task.sessions of children that start when this call ends; the session's next call
-    waits for them as well as for its own gap.
+    waits for them as well as for its own gap. service_s: how long it took where it was recorded, None: unknown.
     """
 
     path: PromptPath
@@ -36,6 +36,7 @@ class Call:
     shared_tokens: int = 0
     common_tokens: int = 0
     spawns: tuple[int, ...] = ()
+    service_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

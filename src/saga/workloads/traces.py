@@ -101,6 +101,7 @@ def _copied(task: Task, copy: int, above: int, arrival_s: float | None) -> Task:
                 call.shared_tokens,
                 call.common_tokens,
                 call.spawns,
+                call.service_s,
             )
             for call in session.calls
         )
@@ -213,6 +214,7 @@ class _Templates:
                     shared_tokens=shared,
                     common_tokens=common,
                     spawns=tuple(spawns.get((session.number, k), ())),
+                    service_s=call.llm_s,
                 )
             )
             previous = call
