@@ -79,3 +79,13 @@ def test_the_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
     assert "a note" in text
     assert "Every figure on this page is simulated" in text
     assert not re.search(r'(src|href)="https?:', text)
+
+
+def test_one_pressure_is_drawn_as_bars(tmp_path: Path) -> None:
+    """A line over a single point says nothing: policies stand beside each other, and the figure is on the axis."""
+    page = tmp_path / "cache.html"
+    write_cache_report(page, "tiny", [], summarise_cache(ROWS), num_seeds=2, least_share=0.005)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 3
+    assert "share of input computed again (simulated)" in text
+    assert "pressure (simulated)" not in text

@@ -200,27 +200,43 @@ def _drawings(summary: Sequence[Row]) -> list[Drawing]:
 
 
 def _draw(summary: Sequence[Row], key: str, label: str, caption: str) -> Drawing:
-    """One panel per replay, one line per policy, over the pressures; nothing where no policy has the figure."""
+    """One panel per replay: a line per policy over the pressures, or a bar each where there is one; else nothing."""
     rows = [row for row in summary if row[key] is not None and row["policy"] != BOUND]
     if not any(row["policy"] != BELADY for row in rows):
         return Drawing("", "")
     replays = _distinct(rows, "replay")
-    policies = [policy for policy in _distinct(summary, "policy") if policy != BOUND]
-    figure = new_figure(3.4)
+    policies = [str(policy) for policy in _distinct(summary, "policy") if policy != BOUND]
+    several = len(_distinct(summary, "pressure")) > 1
+    figure = new_figure(3.4 if several else 0.9 + 0.26 * len(policies))
     panels: list[Axes] = list(figure.subplots(1, len(replays), sharey=True, squeeze=False)[0])
     for axes, replay in zip(panels, replays, strict=True):
-        for index, policy in enumerate(policies):
-            points = [
-                (float(str(row["pressure"])), float(str(row[key])))
-                for row in rows
-                if row["replay"] == replay and row["policy"] == policy
-            ]
-            colour = INK if policy == BELADY else series(index)
-            xs, ys = [x for x, _ in points], [y for _, y in points]
-            axes.plot(xs, ys, DASHES[index % len(DASHES)], color=colour, marker="o", linewidth=1.8, label=str(policy))
+        mine = [row for row in rows if row["replay"] == replay]
+        if several:
+            _lines(axes, policies, mine, key)
+        else:
+            _bars(axes, policies, mine, key)
         axes.set_title(str(replay), loc="left", fontsize=10, color=INK)
-        axes.set(xlabel="pressure (simulated)")
+        axes.set_xlabel("pressure (simulated)" if several else f"{label} (simulated)")
         dress(axes)
-    panels[0].set_ylabel(label)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=4)
+    if several:
+        panels[0].set_ylabel(label)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=4, handlelength=3.0)
     return Drawing(as_svg(figure, f"c{key}"), caption)
+
+
+def _lines(axes: Axes, policies: Sequence[str], rows: Sequence[Row], key: str) -> None:
+    for index, policy in enumerate(policies):
+        points = [(float(str(row["pressure"])), float(str(row[key]))) for row in rows if row["policy"] == policy]
+        colour = INK if policy == BELADY else series(index)
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        axes.plot(xs, ys, DASHES[index % len(DASHES)], color=colour, marker="o", linewidth=1.8, label=policy)
+
+
+def _bars(axes: Axes, policies: Sequence[str], rows: Sequence[Row], key: str) -> None:
+    found = {str(row["policy"]): float(str(row[key])) for row in rows}
+    values = [found.get(policy, 0.0) for policy in policies]
+    colours = [INK if policy == BELADY else series(1) for policy in policies]
+    axes.barh(range(len(policies)), values, height=0.6, color=colours)
+    axes.set_yticks(range(len(policies)), list(policies))
+    axes.set_ylim(len(policies) - 0.4, -0.6)

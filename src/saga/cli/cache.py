@@ -69,6 +69,9 @@ def cache(
 ) -> None:
     """Replay a workload against caches alone: what eviction policies compute again, beside what they must.
 
+    Policies: lru, prefix_lru, ended_lru, ttl_lru, workflow_lru, next_use, reminded; belady, the optimum; bound, a limit
+    in device seconds.
+
     saga cache --workload swe_bench --pressure 1.2,1.5,2,3
 
     saga cache --workload my_trace.jsonl --policy lru,next_use --replay free --ends untold --report cache.html
