@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from saga.cache.eviction import EvictionKey, EvictionPolicy
 from saga.cache.lru import Lru
+from saga.cache.next_use import NextUse
 from saga.cache.prefix_lru import PrefixLru
 from saga.commands import Standing
 from saga.engine.kv_pool import KvPool, Lease, Span, spans_of
@@ -161,6 +162,11 @@ class PoolMachine(RuleBasedStateMachine):
             self.naive.release(blocks_of(held.path, lease.hashed), lease.blocks - lease.hashed)
         self.pool.close(held.lease, tokens=held.tokens, at_s=self.at_s)
 
+    @rule(session=st.sampled_from("abcd"))
+    def rewrite(self, session: str) -> None:
+        """A call of the session holds what it hit; what it has left is nobody's. `PrefixLru` sees no difference."""
+        self.pool.rewritten(session)
+
     @rule(session=st.sampled_from("abcd"), standing=st.sampled_from(list(Standing)), use_s=st.integers(0, 50))
     def stand(self, session: str, standing: Standing, use_s: int) -> None:
         """The scheduler says what it thinks of a session; `PrefixLru` has no opinion."""
@@ -255,6 +261,23 @@ def test_an_ended_session_is_re_ranked_at_once() -> None:
     pool.set_standing("b", Standing.ENDED, 1.0, 0.0)
     fill(pool, "c", ((3, 8),), 8)
     assert (resident(pool, ((1, 16),)), resident(pool, ((2, 16),))) == (4, 2)
+
+
+def test_what_a_session_rewrote_leaves_before_what_others_keep() -> None:
+    """Once its next call holds what is left of its history, the rest is nobody's, and what it shares stays its own."""
+    pool = KvPool(11, 4, NextUse())
+    fill(pool, "b", ((0, 8), (1, 16)), 24)
+    fill(pool, "a", ((0, 8), (2, 16)), 24, at_s=1.0)
+    pool.set_standing("a", Standing.ACTIVE, 2.0, 1.0)
+    pool.set_standing("b", Standing.PAUSED, 9.0, 1.0)
+    spans = spans_of(((0, 8), (3, 8)), 4)
+    lease = pool.open("a", spans, pool.lookup(spans, 3))
+    pool.rewritten("a")
+    assert pool.grow(lease, 16)
+    assert (resident(pool, ((0, 8), (1, 16))), resident(pool, ((0, 8), (2, 16)))) == (6, 5)
+    pool.close(lease, tokens=16, at_s=3.0)
+    pool.check()
+    assert [len(owner.segments) for owner in pool.owners.values()] == [2, 2]
 
 
 def test_records_of_sessions_do_not_pile_up() -> None:

@@ -489,6 +489,7 @@ class ModelledEngine:
         request.computed = (hit + loaded) * block
         if not request.num_preemptions:
             self._note_hit(request, hit, loaded)
+        pool.rewritten(request.session)
         if loaded and self.host is not None:
             self._load(request, hit, hit + loaded, self.host.load(spans, hit, hit + loaded, self._now))
         return True

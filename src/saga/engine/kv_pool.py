@@ -57,16 +57,18 @@ class OwnerRecord(CacheOwner):
     """A session that something in the pool belongs to, with the context it last left there.
 
     spans, tokens: of that context. segments: what is listed as its own; the record lives as long as there are any.
-    moved: (first, one past the last) block that came from another worker and was not yet used.
+    moved: (first, one past the last) block that came from another worker and was not yet used. stale: it stands for
+    what a session has rewritten, which is nobody's.
     """
 
-    __slots__ = ("moved", "segments", "spans", "tokens")
+    __slots__ = ("moved", "segments", "spans", "stale", "tokens")
 
     def __init__(self, session: str, capacity_tokens: int) -> None:
         super().__init__(session, capacity_tokens=capacity_tokens)
         self.spans: tuple[Span, ...] = ()
         self.tokens = 0
         self.moved = (0, 0)
+        self.stale = False
         self.segments: dict[Segment, None] = {}
 
 
@@ -186,6 +188,27 @@ class KvPool:
                 break
             self._hold(self._streams[name], first, min(blocks, end))
         return Lease(session, spans, blocks)
+
+    def rewritten(self, session: str) -> None:
+        """A call of the session holds what it hit: what is idle and its alone is no part of its context any more.
+
+        It is nobody's then, so that an agent that rewrites its history does not fill the cache (the plug-in's
+        `OwnedBlocks.rewritten`). O(its segments * log).
+        """
+        owner = self.owners.get(session)
+        if owner is None:
+            return
+        left = [segment for segment in owner.segments if not segment.refs and len(segment.owners) == 1]
+        if not left:
+            return
+        nobody = OwnerRecord("", owner.capacity_tokens)
+        nobody.stale = True
+        nobody.last_use_s = owner.last_use_s
+        for segment in left:
+            self._leave(owner, segment)
+            segment.owners = (nobody,)
+            nobody.segments[segment] = None
+        self._rekey(nobody)
 
     def reserve(self, blocks: int) -> bool:
         """Take anonymous blocks, evicting idle ones at need; False, and nothing taken, where they are too few.
@@ -399,7 +422,7 @@ class KvPool:
         self.free += gone
         if self._report_evicted:
             for owner in segment.owners:
-                if owner.standing != _ENDED:
+                if owner.standing != _ENDED and not owner.stale:
                     self.evicted[owner.session] = None
         if segment.end == floor:
             self._unlist(segment)
@@ -438,6 +461,9 @@ class KvPool:
     def _add_owner(self, segment: Segment, owner: OwnerRecord) -> None:
         """List a session as an owner; beyond a few the one that matters least makes room."""
         owners = segment.owners
+        if owners and owners[0].stale:
+            del owners[0].segments[segment]
+            owners = ()
         if len(owners) >= _MAX_OWNERS:
             leaver = owners[0]
             for other in owners:
@@ -451,7 +477,7 @@ class KvPool:
 
     def _leave(self, owner: OwnerRecord, segment: Segment) -> None:
         del owner.segments[segment]
-        if not owner.segments:
+        if not owner.segments and not owner.stale:
             del self.owners[owner.session]
 
     def _disown(self, segment: Segment) -> None:
