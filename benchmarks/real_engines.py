@@ -136,6 +136,7 @@ class Fleet:
         self._arguments = arguments
         self._stack = stack
         self._folder = folder
+        self._starting: list[tuple[str, subprocess.Popen[bytes], str]] = []
 
     def start(self) -> list[System]:
         """All systems, ready. Raises SystemExit where a part does not start."""
@@ -149,7 +150,10 @@ class Fleet:
             if name in chosen:
                 coordinators[name] = free_port()
                 by_name[name] = self._workers(name, coordinators[name])
-        return [self._system(name, by_name[name], coordinators.get(name)) for name in chosen]
+        self._wait()
+        systems = [self._system(name, by_name[name], coordinators.get(name)) for name in chosen]
+        self._wait()
+        return systems
 
     def _servers(self, name: str, more: str = "") -> list[str]:
         """Stock: the server of vLLM itself."""
@@ -192,21 +196,37 @@ class Fleet:
         return System(name, f"http://127.0.0.1:{port}", client)
 
     def _spawn(self, name: str, command: list[str], answers_at: str) -> None:
-        log = (self._folder / f"{name.replace(' ', '-')}.log").open("wb")
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True
-        )
+        """Start it; `_wait` sees it through."""
+        with self._log(name).open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True
+            )
         self._stack.callback(end, process)
-        until_s = time.monotonic() + STARTED_WITHIN_S
-        while time.monotonic() < until_s and process.poll() is None:
-            try:
-                with urllib.request.urlopen(answers_at, timeout=5) as answer:  # noqa: S310  a loopback address of ours
-                    if answer.status == 200:
-                        return
-            except OSError:
+        self._starting.append((name, process, answers_at))
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name.replace(' ', '-')}.log"
+
+    def _wait(self) -> None:
+        """Until all that were started answer: they come up side by side, which is what fits two cores best."""
+        until_s = time.monotonic() + STARTED_WITHIN_S * max(1, len(self._starting) // 2)
+        while self._starting:
+            name, process, answers_at = self._starting[0]
+            if process.poll() is not None or time.monotonic() > until_s:
+                raise SystemExit(f"{name} did not start:\n{self._log(name).read_text(errors='replace')[-3_000:]}")
+            if answers(answers_at):
+                self._starting.pop(0)
+            else:
                 time.sleep(0.25)
-        log = (self._folder / f"{name.replace(' ', '-')}.log").read_text(errors="replace")
-        raise SystemExit(f"{name} did not start:\n{log[-3_000:]}")
+
+
+def answers(url: str) -> bool:
+    """Whether it is up."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  a loopback address of ours
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------------- the measurement

@@ -94,9 +94,10 @@ class Virtual(SchedulerOnly):
         *,
         expected_use_s: float = inf,
         reuse_probability: float = 1.0,
+        steps_to_use: float = 1.0,
         at_s: float,
     ) -> None:
-        """Tell the plug-in; a stock engine knows nothing of it."""
+        """Tell the plug-in, but for steps_to_use, which the link does not carry; a stock engine knows nothing of it."""
         if self.wire is None:
             return
         expected_s = expected_use_s - at_s if expected_use_s < inf else None
