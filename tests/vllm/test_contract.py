@@ -244,3 +244,40 @@ def test_the_whole_prompt_must_fit_before_a_call_is_let_in():
     assert loop.order == ["runs"]
     loop.run()
     assert loop.order == ["runs", "large"]
+
+
+def test_every_queue_of_waiting_calls_is_known():
+    """Calls in a queue that the plug-in does not know would keep the places that they came with."""
+    from vllm.v1.core.sched.request_queue import RequestQueue
+
+    scheduler = Loop("StockAsync").scheduler
+    queues = {name for name, value in vars(scheduler).items() if isinstance(value, RequestQueue)}
+    assert {"waiting"} <= queues <= set(compatibility.QUEUES)
+
+
+def test_a_call_says_which_step_it_was_last_in_and_the_scheduler_which_have_landed():
+    """Where steps overlap, blocks of a call in flight do not fall free before its last step has landed."""
+    loop = Loop("StockAsync", depth=2)
+    loop.scheduler.defer_block_free = True  # as with a connector
+    loop.submit("a", words(1, 100), 5)
+    loop.step()
+    request = loop.requests["a"]
+    assert request.last_sched_seq > loop.scheduler.processed_step_seq
+    loop.run()
+    assert request.last_sched_seq <= loop.scheduler.processed_step_seq
+
+
+def test_a_call_preempted_in_flight_counts_the_tokens_that_still_come():
+    """Until they have come it cannot run again, so nobody needs to make room for it."""
+    loop = Loop("StockAsync", depth=2)
+    loop.submit("a", words(1, 100), 20)
+    for _ in range(3):
+        loop.step()
+    request, scheduler = loop.requests["a"], loop.scheduler
+    assert request.num_stale_output_tokens == 0
+    scheduler.running.remove(request)
+    scheduler._preempt_request(request, 0.0, drop_stale_output=scheduler.requires_kv_delivery)
+    scheduler.prev_step_scheduled_req_ids.discard("a")
+    assert request.num_stale_output_tokens > 0
+    loop.run()
+    assert (request.num_stale_output_tokens, len(loop.answers["a"])) == (0, 20)

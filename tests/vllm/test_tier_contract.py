@@ -70,3 +70,17 @@ def test_the_settings_of_the_spec_arrive(engines):
     from saga.vllm_plugin.offload import tier_policy
 
     assert tier_policy(offloading.manager).order.policy == PrefixLru()
+
+
+def test_a_spec_without_a_field_and_a_manager_without_the_policy_are_refused(engines):
+    """What only objects have is looked for when they are made: vLLM keeps it where no promise covers it."""
+    engine = tiered(engines)
+    from saga.vllm_plugin import compatibility
+    from saga.vllm_plugin.offload import tier_policy
+
+    manager = engine.scheduler.connector.connector_scheduler.manager
+    compatibility.check_manager(manager, tier_policy(manager))
+    with pytest.raises(UsageError, match="keeps its cache policy where the plug-in does not find it"):
+        compatibility.check_manager(manager, tier_policy(object()))
+    with pytest.raises(UsageError, match="TieringOffloadingSpec has no attribute _engine_id"):
+        compatibility.check_spec(object())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saga.errors import UnknownName, UsageError
+from saga.views import CacheOwner
 from saga.vllm_plugin.config import EVICTION, TENANTS, PluginConfig
 
 
@@ -15,6 +16,14 @@ def test_nothing_said_means_the_defaults():
     assert PluginConfig.read(None) == PluginConfig.read({}) == PluginConfig()
     assert EVICTION[PluginConfig().eviction] == preset("saga").engine.eviction
     assert TENANTS[PluginConfig().tenants] == preset("saga").tenants
+
+
+def test_a_retained_session_outlives_one_that_is_not_whatever_the_order():
+    """By the paper's order too, as in its presets: a pin leaves only when nothing else is left."""
+    kept, newer = CacheOwner("kept"), CacheOwner("newer")
+    kept.standing, newer.last_use_s = "active", 100.0
+    for name in ("next_use", "workflow_lru"):
+        assert EVICTION[name].key(kept) > EVICTION[name].key(newer)
 
 
 def test_what_is_said_is_read():

@@ -8,7 +8,8 @@ from saga.vllm_plugin.sessions import SessionKey, SessionTable
 def table(**more):
     """A small table, and whom it forgot."""
     forgotten = []
-    settings = {"max_sessions": 3, "max_tokens": 100, "capacity_tokens": 1_000, "forgotten": forgotten.append} | more
+    settings = {"max_sessions": 3, "max_tokens": 100, "max_hashes": 100, "capacity_tokens": 1_000}
+    settings |= {"forgotten": forgotten.append} | more
     return SessionTable(**settings), forgotten
 
 
@@ -63,16 +64,29 @@ def test_contexts_are_kept_within_the_bound_the_longest_ago_lose_theirs():
     assert (len(two.token_ids), two.context_tokens, len(two.block_hashes), sessions.num_tokens) == (0, 101, 6, 0)
 
 
+def test_hashes_are_kept_within_a_bound_of_their_own():
+    """Of many idle sessions with long contexts those that were used last are known; lengths always are."""
+    sessions, _ = table(max_sessions=10, max_hashes=10)
+    one, two, three = (sessions.use(key(name), 0.0) for name in ("one", "two", "three"))
+    for session in (one, two, three):
+        sessions.remember(session, range(20), [b"h"] * 5)
+    assert [len(each.block_hashes) for each in (one, two, three)] == [0, 5, 5]
+    sessions.remember(two, range(40), [b"h"] * 7)
+    assert [len(each.block_hashes) for each in (one, two, three)] == [0, 7, 0]
+    sessions.remember(three, range(99), [b"h"] * 11)
+    assert (len(three.block_hashes), three.context_tokens, sessions.num_hashes) == (0, 99, 7)
+
+
 def test_forgetting_takes_all_of_it():
-    """Its name, its task and its tokens; twice is once."""
+    """Its name, its task, its tokens and hashes; twice is once."""
     sessions, forgotten = table()
     session = sessions.use(key("s"), 0.0)
     sessions.join_task(session, "t")
     sessions.remember(session, range(10), [b"h"])
     sessions.forget(session)
     sessions.forget(session)
-    assert (len(sessions), sessions.num_tokens, forgotten) == (0, 0, [session])
-    assert (sessions._by_name, sessions._tasks, sessions._remembered) == ({}, {}, {})
+    assert (len(sessions), sessions.num_tokens, sessions.num_hashes, forgotten) == (0, 0, 0, [session])
+    assert (sessions._by_name, sessions._tasks, sessions._remembered, sessions._hashed) == ({}, {}, {}, {})
 
 
 def test_the_idle_are_forgotten_by_age():

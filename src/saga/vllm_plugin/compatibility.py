@@ -57,11 +57,11 @@ NEEDED: dict[str, tuple[str, ...]] = {
 _POLICY = "vllm.v1.kv_offload.cpu.policies.base:CachePolicy"
 _WORKER = "vllm.v1.kv_offload.base:OffloadingWorker"
 _CONTEXT = "vllm.v1.kv_offload.base:ReqContext"
-_TIERING = "vllm.v1.kv_offload.tiering.spec:TieringOffloadingSpec"
+_SPEC = "vllm.v1.kv_offload.tiering.spec:TieringOffloadingSpec"
 
 NEEDED_BY_TIER: dict[str, tuple[str, ...]] = {
-    f"{_TIERING}.get_manager": (),
-    f"{_TIERING}.get_worker": ("kv_caches",),
+    f"{_SPEC}.get_manager": (),
+    f"{_SPEC}.get_worker": ("kv_caches",),
     "vllm.v1.kv_offload.cpu.shared_offload_region:SharedOffloadRegion": (
         "engine_id",
         "num_chunks",
@@ -122,6 +122,23 @@ ATTRIBUTES = (
 )
 
 
+SPEC_ATTRIBUTES = (
+    "_engine_id",
+    "blocks_per_chunk",
+    "cache_policy_module_path",
+    "config.parallel.rank",
+    "cpu_page_size_per_worker",
+    "eviction_policy",
+    "extra_config",
+    "kv_bytes_per_chunk",
+    "num_chunks",
+    "offload_prompt_only",
+)
+
+QUEUES = ("waiting", "kv_holding_waiting", "skipped_waiting")
+"""Where a scheduler keeps calls that wait: the first everywhere, the others by version."""
+
+
 def check() -> None:
     """Raise UsageError where vLLM lacks something that is relied on, or its free queue does more than is known here."""
     for path, parameters in NEEDED.items():
@@ -140,12 +157,27 @@ def check_tier() -> None:
 
 def check_scheduler(scheduler: object, attributes: tuple[str, ...] = ATTRIBUTES) -> None:
     """Raise UsageError where a scheduler, once made, lacks an attribute that is relied on."""
+    _check_attributes(scheduler, attributes, _SCHEDULER)
+
+
+def check_spec(spec: object) -> None:
+    """Raise UsageError where an offloading spec, once made, lacks an attribute that is relied on."""
+    _check_attributes(spec, SPEC_ATTRIBUTES, _SPEC)
+
+
+def check_manager(manager: object, policy: object | None) -> None:
+    """Raise UsageError where an offloading manager was to have SAGA's policy and it was not found in it."""
+    if policy is None:
+        raise _refusal(f"{type(manager).__name__} keeps its cache policy where the plug-in does not find it")
+
+
+def _check_attributes(thing: object, attributes: tuple[str, ...], name: str) -> None:
     for path in attributes:
-        at = scheduler
-        for name in path.split("."):
-            if not hasattr(at, name):
-                raise _refusal(f"{_SCHEDULER} has no attribute {path}")
-            at = getattr(at, name)
+        at = thing
+        for part in path.split("."):
+            if not hasattr(at, part):
+                raise _refusal(f"{name} has no attribute {path}")
+            at = getattr(at, part)
 
 
 def _find(path: str) -> Any:  # noqa: ANN401 - whatever is there

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from saga.cache.eviction import EvictionPolicy
 from saga.cache.lru import Lru
 from saga.cache.next_use import NextUse
+from saga.cache.pinned import Pinned
 from saga.cache.prefix_lru import PrefixLru
 from saga.cache.workflow_lru import WorkflowLru
 from saga.errors import UnknownName, UsageError
@@ -22,7 +23,7 @@ from saga.fairness.start_time_fair import StartTimeFair
 from saga.vllm_plugin.contracts import LinkConfig
 
 EVICTION: Mapping[str, EvictionPolicy] = MappingProxyType(
-    {"next_use": NextUse(), "workflow_lru": WorkflowLru(), "lru": Lru(), "stock": PrefixLru()}
+    {"next_use": NextUse(), "workflow_lru": Pinned(WorkflowLru()), "lru": Lru(), "stock": PrefixLru()}
 )
 TENANTS: Mapping[str, TenantShare] = MappingProxyType(
     {"start_time_fair": StartTimeFair(), "weighted_service": WeightedService(), "none": NoShares()}
@@ -41,7 +42,8 @@ class PluginConfig:
     retain_factor: without directives a session is retained for so many times its expected gap, at most max_retain_s.
     pin_share: part (0..1) of the blocks that retained sessions may hold against calls that need room; a call that
     cannot run gets them all the same.
-    max_sessions, session_idle_s: what is remembered; keep_tokens: of contexts of sessions, for prefetch.
+    max_sessions, session_idle_s: what is remembered; of contexts of sessions keep_tokens, for prefetch, and the hashes
+    of keep_blocks, by which it is known what of them is held.
     prefill_tokens_per_s, load_tokens_per_s (from the host tier), move_tokens_per_s (from a tier that it shares with
     other workers): what the coordinator is told that this engine does; 0 for unknown, or none.
     coordinator (HOST:PORT), worker, url, key: of the link, none where coordinator is ""; key is $SAGA_COORDINATOR_KEY
@@ -60,6 +62,7 @@ class PluginConfig:
     max_sessions: int = 20_000
     session_idle_s: float = 3_600.0
     keep_tokens: int = 4_000_000
+    keep_blocks: int = 1_000_000
     prefill_tokens_per_s: float = 0.0
     load_tokens_per_s: float = 0.0
     move_tokens_per_s: float = 0.0
@@ -76,7 +79,7 @@ class PluginConfig:
         for name in ("epoch_s", "retain_factor", "max_retain_s", "session_idle_s", "max_sessions"):
             if getattr(self, name) <= 0:
                 raise _wrong(name, getattr(self, name), "a number above 0")
-        for name in ("preempt_after_s", "max_preemptions", "keep_tokens", *RATES):
+        for name in ("preempt_after_s", "max_preemptions", "keep_tokens", "keep_blocks", *RATES):
             if getattr(self, name) < 0:
                 raise _wrong(name, getattr(self, name), "a number of at least 0")
         if not 0.0 <= self.pin_share <= 0.9:

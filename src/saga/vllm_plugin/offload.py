@@ -41,8 +41,9 @@ class SagaOffloadingSpec(TieringOffloadingSpec):
     """vLLM's tiering spec. `saga_eviction` of its settings: a name of `TIER_EVICTION`, paused_last by default."""
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - vLLM's `OffloadingConfig`
-        """Raises UnknownName for an eviction that is not there."""
+        """Raises UnknownName for an eviction that is not there, UsageError for a vLLM that cannot be served."""
         super().__init__(config)
+        compatibility.check_spec(self)
         self.offload_prompt_only = bool(self.extra_config.get("offload_prompt_only", False))
         self._copies: CopyWorker | None = None
         self.saga_eviction = str(self.extra_config.get("saga_eviction", "paused_last"))
@@ -55,6 +56,8 @@ class SagaOffloadingSpec(TieringOffloadingSpec):
         """The manager, its policy told what leaves first."""
         manager = super().get_manager()
         policy = tier_policy(manager)
+        if self.eviction_policy == SagaTierPolicy.__name__:
+            compatibility.check_manager(manager, policy)
         if policy is not None:
             policy.order.policy = TIER_EVICTION[self.saga_eviction]
         return manager

@@ -2,9 +2,9 @@
 
 `SagaScheduler.saga.sessions` is a `SessionTable`. A session is known by (tenant, name): the same name under another
 tenant, or under another cache salt, is another session and shares nothing with it. What is kept of a context are
-references to the lists that its last call made anyway: hashes of full blocks for as long as the session is known, token
-ids for at most `max_tokens` tokens over all sessions, of which the longest idle ones lose theirs first. It refuses to
-know blocks, queues and clocks.
+references to the lists that its last call made anyway: token ids for at most `max_tokens` tokens and hashes of full
+blocks for at most `max_hashes` over all sessions, of which the longest idle ones lose theirs first. It refuses to know
+blocks, queues and clocks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Session(CacheOwner):
 
     num_waiting, num_running: its calls in the engine. arrived_s: when its task was first seen here. until_s: when its
     retention ends (inf: none, or without end). task: "" where unnamed. num_steps: calls that ended.
-    token_ids, block_hashes: of its last context, ids empty where forgotten; hashes are of full blocks from the front
+    token_ids, block_hashes: of its last context, empty where forgotten; hashes are of full blocks from the front
     (vLLM's `Request.block_hashes`). lora: of its last call.
     reported: (device, host) tokens that were last told to the coordinator.
     """
@@ -73,7 +73,7 @@ class Session(CacheOwner):
 
 
 class SessionTable:
-    """At most max_sessions sessions and max_tokens tokens of context; beyond them the longest idle make room.
+    """At most max_sessions sessions, max_tokens tokens and max_hashes hashes; beyond them the longest idle make room.
 
     forgotten: told of each session that is dropped.
     """
@@ -83,18 +83,22 @@ class SessionTable:
         *,
         max_sessions: int,
         max_tokens: int,
+        max_hashes: int,
         capacity_tokens: int,
         forgotten: Callable[[Session], None] = lambda _session: None,
     ) -> None:
         self.max_sessions = max_sessions
         self.max_tokens = max_tokens
+        self.max_hashes = max_hashes
         self.num_tokens = 0
+        self.num_hashes = 0
         self._capacity_tokens = capacity_tokens
         self._forgotten = forgotten
         self._by_key: dict[SessionKey, Session] = {}  # in order of last use, the longest ago first
         self._by_name: dict[str, list[Session]] = {}
         self._tasks: dict[tuple[str, str], list[Session]] = {}
         self._remembered: dict[Session, None] = {}  # those whose tokens are kept, the longest ago first
+        self._hashed: dict[Session, None] = {}  # those whose hashes are kept, the longest ago first
 
     def __len__(self) -> int:
         """Sessions known."""
@@ -136,15 +140,20 @@ class SessionTable:
     def remember(self, session: Session, token_ids: Sequence[int], block_hashes: Sequence[bytes]) -> None:
         """Keep the context that the session's call left, by reference. O(1), what makes room for it apart."""
         self._drop_tokens(session)
+        self._drop_hashes(session)
         session.context_tokens = len(token_ids)
-        session.block_hashes = block_hashes
-        if len(token_ids) > self.max_tokens:
-            return
-        session.token_ids = token_ids
-        self.num_tokens += len(token_ids)
-        self._remembered[session] = None
-        while self.num_tokens > self.max_tokens:
-            self._drop_tokens(next(iter(self._remembered)))
+        if len(token_ids) <= self.max_tokens:
+            session.token_ids = token_ids
+            self.num_tokens += len(token_ids)
+            self._remembered[session] = None
+            while self.num_tokens > self.max_tokens:
+                self._drop_tokens(next(iter(self._remembered)))
+        if len(block_hashes) <= self.max_hashes:
+            session.block_hashes = block_hashes
+            self.num_hashes += len(block_hashes)
+            self._hashed[session] = None
+            while self.num_hashes > self.max_hashes:
+                self._drop_hashes(next(iter(self._hashed)))
 
     def forget(self, session: Session) -> None:
         """Drop it, with all that is known of it."""
@@ -160,7 +169,7 @@ class SessionTable:
             if not self._tasks[task]:
                 del self._tasks[task]
         self._drop_tokens(session)
-        session.block_hashes = _NO_HASHES
+        self._drop_hashes(session)
         self._forgotten(session)
 
     def forget_idle_since(self, at_s: float) -> None:
@@ -186,3 +195,9 @@ class SessionTable:
             del self._remembered[session]
             self.num_tokens -= len(session.token_ids)
             session.token_ids = _NO_TOKENS
+
+    def _drop_hashes(self, session: Session) -> None:
+        if session in self._hashed:
+            del self._hashed[session]
+            self.num_hashes -= len(session.block_hashes)
+            session.block_hashes = _NO_HASHES
