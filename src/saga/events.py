@@ -126,12 +126,16 @@ class WorkerJoined(Event, frozen=True, tag=True, gc=False):
 
 
 class WorkerReported(Event, frozen=True, tag=True, gc=False):
-    """A worker's own figures: calls running and waiting, KV tokens in use by running calls."""
+    """A worker's own figures: calls running and waiting, KV tokens in use by running calls.
+
+    prefill_tokens_per_s: as it measured it itself; 0 where it has not.
+    """
 
     worker: str
     running: int
     waiting: int
     kv_used_tokens: int
+    prefill_tokens_per_s: float = 0.0
 
 
 class WorkerDraining(Event, frozen=True, tag=True, gc=False):

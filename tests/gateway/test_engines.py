@@ -223,6 +223,15 @@ def test_a_report_is_figures_residency_and_ends_of_steps():
     assert (link.figures.retained_blocks, dict(link.figures.ignored)) == (9, {"a past deadline": 4})
 
 
+def test_a_speed_that_an_engine_measured_is_passed_on_and_nonsense_is_not():
+    """Until it has measured one, and where it says something that cannot be, the last one stands."""
+    world = World()
+    link = world.engines.joined(hello())
+    for said, stands in ((0.0, 0.0), (12_000.0, 12_000.0), (-1.0, 12_000.0), (float("nan"), 12_000.0), (inf, 12_000.0)):
+        world.hear(link, report=wire.Report(prefill_tokens_per_s=said))
+        assert world.worker.measured_prefill_tokens_per_s == stands
+
+
 def test_what_a_report_says_beyond_measure_is_not_taken():
     """Bounded work per message, counted."""
     world = World()

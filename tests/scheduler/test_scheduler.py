@@ -651,3 +651,14 @@ def test_pinned_memory_lets_nobody_in_until_the_pin_expires(stage):
     assert of(do.Hold, at.arrive("new", 0, 4_000))
     assert dispatched(at.wait(0.1)) == []
     assert dispatched(at.wait(2.0)) == [("new/0", "w0")]
+
+
+def test_a_speed_that_a_worker_measured_is_what_its_prefixes_come_back_at(stage):
+    """It holds from the first report that has one; reports without one change nothing."""
+    scene = stage()
+    for number, measured in enumerate((0.0, 50_000.0, 0.0)):
+        scene.tell(ev.WorkerReported(scene.at_s, "w0", 0, 0, 0, measured))
+        scene.arrive("a", number, 1_000)
+        scene.finish("a", number, "w0", 1_000)
+        worker = scene.scheduler.fleet.get("w0")
+        assert worker.prefill_tokens_per_s == (50_000.0 if number else 5_000.0)

@@ -10,6 +10,7 @@ import pytest
 from saga.commands import Standing
 from saga.errors import UsageError
 from saga.vllm_plugin.contracts import Outcome, Prioritize, Release, Retain
+from saga.vllm_plugin.rates import PrefillRate
 
 from .standalone import BLOCK, Loop, words
 
@@ -382,3 +383,13 @@ def test_wrong_settings_stop_the_start():
     """The field and what would be right are named."""
     with pytest.raises(UsageError, match=r"evction.*did you mean 'eviction'"):
         Loop(evction="lru")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_engine_learns_how_fast_it_computes_prompts(depth):
+    """From steps of prompts alone, also where the next one is scheduled before the last one's tokens come."""
+    loop = Loop(blocks=300, depth=depth)
+    loop.saga.prefill_rate = PrefillRate()
+    for at in range(10):
+        loop.ask(f"c{at}", words(at, 500), 4)
+    assert loop.saga.prefill_rate.tokens_per_s == 50_000.0 / depth

@@ -201,6 +201,8 @@ class Engines:
         worker = link.worker
         worker.running, worker.waiting = report.running, report.waiting
         worker.kv_usage = min(1.0, report.used_blocks * worker.capacity.block_tokens / worker.kv_tokens)
+        if 0.0 < report.prefill_tokens_per_s < inf:
+            worker.measured_prefill_tokens_per_s = report.prefill_tokens_per_s
         self._workers.reported(worker)
         for finished in report.finished[:_MAX_PER_REPORT]:
             self._meter.engine_finished(worker.name, finished)

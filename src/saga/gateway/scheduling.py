@@ -707,7 +707,14 @@ class GatewayScheduling:
         used_tokens = int((worker.kv_usage or 0.0) * worker.kv_tokens)
         self._tell(
             seat.pool,
-            ev.WorkerReported(self._now_s(), seat.name, worker.running or 0, worker.waiting or 0, used_tokens),
+            ev.WorkerReported(
+                self._now_s(),
+                seat.name,
+                worker.running or 0,
+                worker.waiting or 0,
+                used_tokens,
+                worker.measured_prefill_tokens_per_s,
+            ),
         )
 
     def blocks_changed(self, event: ev.BlocksStored | ev.BlocksRemoved) -> None:

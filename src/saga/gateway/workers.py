@@ -148,7 +148,8 @@ class Worker:
     """A worker's record.
 
     models: ids it serves, None while it has not said (then any). kv_tokens, extensions: as found out. num_calls: sent
-    and not answered, by this gateway. running, waiting, kv_usage: its own figures, None where it reports none.
+    and not answered, by this gateway. running, waiting, kv_usage: its own figures, None where it reports none;
+    measured_prefill_tokens_per_s: 0 where it reports none.
     """
 
     __slots__ = (
@@ -160,6 +161,7 @@ class Worker:
         "kv_tokens",
         "kv_usage",
         "max_model_len",
+        "measured_prefill_tokens_per_s",
         "model_cards",
         "models",
         "name",
@@ -189,6 +191,7 @@ class Worker:
         self.extensions = bool(config.extensions)
         self.capacity = config.capacity()
         self.kv_tokens = self.capacity.kv_tokens
+        self.measured_prefill_tokens_per_s = 0.0
         self.num_calls = 0
         self.num_served = 0
         self.num_failed = 0

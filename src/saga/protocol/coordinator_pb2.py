@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsaga/protocol/coordinator.proto\x12\x07saga.v1\"~\n\nFromEngine\x12\x1f\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.saga.v1.HelloH\x00\x12!\n\x06report\x18\x02 \x01(\x0b\x32\x0f.saga.v1.ReportH\x00\x12!\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x0f.saga.v1.AnswerH\x00\x42\t\n\x07message\"c\n\x08ToEngine\x12#\n\x07welcome\x18\x01 \x01(\x0b\x32\x10.saga.v1.WelcomeH\x00\x12\'\n\tdirective\x18\x02 \x01(\x0b\x32\x12.saga.v1.DirectiveH\x00\x42\t\n\x07message\"\x8f\x02\n\x05Hello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_tokens\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\x04\x12\x17\n\x0fnum_host_blocks\x18\x06 \x01(\x04\x12\x13\n\x0bmax_running\x18\x07 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x08 \x01(\x01\x12\x19\n\x11load_tokens_per_s\x18\t \x01(\x01\x12\x19\n\x11move_tokens_per_s\x18\n \x01(\x01\x12\x16\n\x0e\x65ngine_version\x18\x0b \x01(\t\x12\x16\n\x0eplugin_version\x18\x0c \x01(\t\"!\n\x07Welcome\x12\x16\n\x0ereport_every_s\x18\x01 \x01(\x01\"\x97\x02\n\x06Report\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0bused_blocks\x18\x03 \x01(\x04\x12\x17\n\x0fretained_blocks\x18\x04 \x01(\x04\x12\x18\n\x10used_host_blocks\x18\x05 \x01(\x04\x12\x1f\n\x08sessions\x18\x06 \x03(\x0b\x32\r.saga.v1.Held\x12#\n\x08\x66inished\x18\x07 \x03(\x0b\x32\x11.saga.v1.Finished\x12-\n\x07ignored\x18\x08 \x03(\x0b\x32\x1c.saga.v1.Report.IgnoredEntry\x1a.\n\x0cIgnoredEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"C\n\x04Held\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rdevice_tokens\x18\x02 \x01(\x04\x12\x13\n\x0bhost_tokens\x18\x03 \x01(\x04\"\x98\x01\n\x08\x46inished\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x13\n\x0bhost_tokens\x18\x06 \x01(\r\x12\x13\n\x0bpreemptions\x18\x07 \x01(\r\"\xde\x01\n\tDirective\x12\n\n\x02id\x18\x01 \x01(\x04\x12!\n\x06retain\x18\x02 \x01(\x0b\x32\x0f.saga.v1.RetainH\x00\x12#\n\x07release\x18\x03 \x01(\x0b\x32\x10.saga.v1.ReleaseH\x00\x12#\n\x07offload\x18\x04 \x01(\x0b\x32\x10.saga.v1.OffloadH\x00\x12%\n\x08prefetch\x18\x05 \x01(\x0b\x32\x11.saga.v1.PrefetchH\x00\x12)\n\nprioritize\x18\x06 \x01(\x0b\x32\x13.saga.v1.PrioritizeH\x00\x42\x06\n\x04what\"[\n\x06Retain\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x66or_s\x18\x02 \x01(\x01\x12\x16\n\x0e\x65xpected_use_s\x18\x03 \x01(\x01\x12\x19\n\x11reuse_probability\x18\x04 \x01(\x01\"W\n\x07Release\x12\x0f\n\x07session\x18\x01 \x01(\t\x12#\n\x08standing\x18\x02 \x01(\x0e\x32\x11.saga.v1.Standing\x12\x16\n\x0e\x65xpected_use_s\x18\x03 \x01(\x01\"\x1a\n\x07Offload\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x1b\n\x08Prefetch\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x86\x01\n\nPrioritize\x12\x41\n\x10priority_by_step\x18\x01 \x03(\x0b\x32\'.saga.v1.Prioritize.PriorityByStepEntry\x1a\x35\n\x13PriorityByStepEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x12:\x02\x38\x01\"D\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12!\n\x07outcome\x18\x02 \x01(\x0e\x32\x10.saga.v1.Outcome\x12\x0b\n\x03why\x18\x03 \x01(\t*b\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTANDING_ACTIVE\x10\x01\x12\x13\n\x0fSTANDING_PAUSED\x10\x02\x12\x12\n\x0eSTANDING_ENDED\x10\x03*w\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x13\n\x0fOUTCOME_CLIPPED\x10\x02\x12\x13\n\x0fOUTCOME_MISSING\x10\x03\x12\x13\n\x0fOUTCOME_REFUSED\x10\x04\x32\x44\n\x0b\x43oordinator\x12\x35\n\x07\x43onnect\x12\x13.saga.v1.FromEngine\x1a\x11.saga.v1.ToEngine(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsaga/protocol/coordinator.proto\x12\x07saga.v1\"~\n\nFromEngine\x12\x1f\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.saga.v1.HelloH\x00\x12!\n\x06report\x18\x02 \x01(\x0b\x32\x0f.saga.v1.ReportH\x00\x12!\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x0f.saga.v1.AnswerH\x00\x42\t\n\x07message\"c\n\x08ToEngine\x12#\n\x07welcome\x18\x01 \x01(\x0b\x32\x10.saga.v1.WelcomeH\x00\x12\'\n\tdirective\x18\x02 \x01(\x0b\x32\x12.saga.v1.DirectiveH\x00\x42\t\n\x07message\"\x8f\x02\n\x05Hello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_tokens\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\x04\x12\x17\n\x0fnum_host_blocks\x18\x06 \x01(\x04\x12\x13\n\x0bmax_running\x18\x07 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x08 \x01(\x01\x12\x19\n\x11load_tokens_per_s\x18\t \x01(\x01\x12\x19\n\x11move_tokens_per_s\x18\n \x01(\x01\x12\x16\n\x0e\x65ngine_version\x18\x0b \x01(\t\x12\x16\n\x0eplugin_version\x18\x0c \x01(\t\"!\n\x07Welcome\x12\x16\n\x0ereport_every_s\x18\x01 \x01(\x01\"\xb5\x02\n\x06Report\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0bused_blocks\x18\x03 \x01(\x04\x12\x17\n\x0fretained_blocks\x18\x04 \x01(\x04\x12\x18\n\x10used_host_blocks\x18\x05 \x01(\x04\x12\x1f\n\x08sessions\x18\x06 \x03(\x0b\x32\r.saga.v1.Held\x12#\n\x08\x66inished\x18\x07 \x03(\x0b\x32\x11.saga.v1.Finished\x12-\n\x07ignored\x18\x08 \x03(\x0b\x32\x1c.saga.v1.Report.IgnoredEntry\x12\x1c\n\x14prefill_tokens_per_s\x18\t \x01(\x01\x1a.\n\x0cIgnoredEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"C\n\x04Held\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rdevice_tokens\x18\x02 \x01(\x04\x12\x13\n\x0bhost_tokens\x18\x03 \x01(\x04\"\x98\x01\n\x08\x46inished\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x13\n\x0bhost_tokens\x18\x06 \x01(\r\x12\x13\n\x0bpreemptions\x18\x07 \x01(\r\"\xde\x01\n\tDirective\x12\n\n\x02id\x18\x01 \x01(\x04\x12!\n\x06retain\x18\x02 \x01(\x0b\x32\x0f.saga.v1.RetainH\x00\x12#\n\x07release\x18\x03 \x01(\x0b\x32\x10.saga.v1.ReleaseH\x00\x12#\n\x07offload\x18\x04 \x01(\x0b\x32\x10.saga.v1.OffloadH\x00\x12%\n\x08prefetch\x18\x05 \x01(\x0b\x32\x11.saga.v1.PrefetchH\x00\x12)\n\nprioritize\x18\x06 \x01(\x0b\x32\x13.saga.v1.PrioritizeH\x00\x42\x06\n\x04what\"[\n\x06Retain\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x66or_s\x18\x02 \x01(\x01\x12\x16\n\x0e\x65xpected_use_s\x18\x03 \x01(\x01\x12\x19\n\x11reuse_probability\x18\x04 \x01(\x01\"W\n\x07Release\x12\x0f\n\x07session\x18\x01 \x01(\t\x12#\n\x08standing\x18\x02 \x01(\x0e\x32\x11.saga.v1.Standing\x12\x16\n\x0e\x65xpected_use_s\x18\x03 \x01(\x01\"\x1a\n\x07Offload\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x1b\n\x08Prefetch\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x86\x01\n\nPrioritize\x12\x41\n\x10priority_by_step\x18\x01 \x03(\x0b\x32\'.saga.v1.Prioritize.PriorityByStepEntry\x1a\x35\n\x13PriorityByStepEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x12:\x02\x38\x01\"D\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12!\n\x07outcome\x18\x02 \x01(\x0e\x32\x10.saga.v1.Outcome\x12\x0b\n\x03why\x18\x03 \x01(\t*b\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTANDING_ACTIVE\x10\x01\x12\x13\n\x0fSTANDING_PAUSED\x10\x02\x12\x12\n\x0eSTANDING_ENDED\x10\x03*w\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x13\n\x0fOUTCOME_CLIPPED\x10\x02\x12\x13\n\x0fOUTCOME_MISSING\x10\x03\x12\x13\n\x0fOUTCOME_REFUSED\x10\x04\x32\x44\n\x0b\x43oordinator\x12\x35\n\x07\x43onnect\x12\x13.saga.v1.FromEngine\x1a\x11.saga.v1.ToEngine(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORT_IGNOREDENTRY']._serialized_options = b'8\001'
   _globals['_PRIORITIZE_PRIORITYBYSTEPENTRY']._loaded_options = None
   _globals['_PRIORITIZE_PRIORITYBYSTEPENTRY']._serialized_options = b'8\001'
-  _globals['_STANDING']._serialized_start=1759
-  _globals['_STANDING']._serialized_end=1857
-  _globals['_OUTCOME']._serialized_start=1859
-  _globals['_OUTCOME']._serialized_end=1978
+  _globals['_STANDING']._serialized_start=1789
+  _globals['_STANDING']._serialized_end=1887
+  _globals['_OUTCOME']._serialized_start=1889
+  _globals['_OUTCOME']._serialized_end=2008
   _globals['_FROMENGINE']._serialized_start=44
   _globals['_FROMENGINE']._serialized_end=170
   _globals['_TOENGINE']._serialized_start=172
@@ -48,29 +48,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WELCOME']._serialized_start=547
   _globals['_WELCOME']._serialized_end=580
   _globals['_REPORT']._serialized_start=583
-  _globals['_REPORT']._serialized_end=862
-  _globals['_REPORT_IGNOREDENTRY']._serialized_start=816
-  _globals['_REPORT_IGNOREDENTRY']._serialized_end=862
-  _globals['_HELD']._serialized_start=864
-  _globals['_HELD']._serialized_end=931
-  _globals['_FINISHED']._serialized_start=934
-  _globals['_FINISHED']._serialized_end=1086
-  _globals['_DIRECTIVE']._serialized_start=1089
-  _globals['_DIRECTIVE']._serialized_end=1311
-  _globals['_RETAIN']._serialized_start=1313
-  _globals['_RETAIN']._serialized_end=1404
-  _globals['_RELEASE']._serialized_start=1406
-  _globals['_RELEASE']._serialized_end=1493
-  _globals['_OFFLOAD']._serialized_start=1495
-  _globals['_OFFLOAD']._serialized_end=1521
-  _globals['_PREFETCH']._serialized_start=1523
-  _globals['_PREFETCH']._serialized_end=1550
-  _globals['_PRIORITIZE']._serialized_start=1553
-  _globals['_PRIORITIZE']._serialized_end=1687
-  _globals['_PRIORITIZE_PRIORITYBYSTEPENTRY']._serialized_start=1634
-  _globals['_PRIORITIZE_PRIORITYBYSTEPENTRY']._serialized_end=1687
-  _globals['_ANSWER']._serialized_start=1689
-  _globals['_ANSWER']._serialized_end=1757
-  _globals['_COORDINATOR']._serialized_start=1980
-  _globals['_COORDINATOR']._serialized_end=2048
+  _globals['_REPORT']._serialized_end=892
+  _globals['_REPORT_IGNOREDENTRY']._serialized_start=846
+  _globals['_REPORT_IGNOREDENTRY']._serialized_end=892
+  _globals['_HELD']._serialized_start=894
+  _globals['_HELD']._serialized_end=961
+  _globals['_FINISHED']._serialized_start=964
+  _globals['_FINISHED']._serialized_end=1116
+  _globals['_DIRECTIVE']._serialized_start=1119
+  _globals['_DIRECTIVE']._serialized_end=1341
+  _globals['_RETAIN']._serialized_start=1343
+  _globals['_RETAIN']._serialized_end=1434
+  _globals['_RELEASE']._serialized_start=1436
+  _globals['_RELEASE']._serialized_end=1523
+  _globals['_OFFLOAD']._serialized_start=1525
+  _globals['_OFFLOAD']._serialized_end=1551
+  _globals['_PREFETCH']._serialized_start=1553
+  _globals['_PREFETCH']._serialized_end=1580
+  _globals['_PRIORITIZE']._serialized_start=1583
+  _globals['_PRIORITIZE']._serialized_end=1717
+  _globals['_PRIORITIZE_PRIORITYBYSTEPENTRY']._serialized_start=1664
+  _globals['_PRIORITIZE_PRIORITYBYSTEPENTRY']._serialized_end=1717
+  _globals['_ANSWER']._serialized_start=1719
+  _globals['_ANSWER']._serialized_end=1787
+  _globals['_COORDINATOR']._serialized_start=2010
+  _globals['_COORDINATOR']._serialized_end=2078
 # @@protoc_insertion_point(module_scope)

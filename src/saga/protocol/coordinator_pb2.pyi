@@ -84,7 +84,7 @@ class Welcome(_message.Message):
     def __init__(self, report_every_s: _Optional[float] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("running", "waiting", "used_blocks", "retained_blocks", "used_host_blocks", "sessions", "finished", "ignored")
+    __slots__ = ("running", "waiting", "used_blocks", "retained_blocks", "used_host_blocks", "sessions", "finished", "ignored", "prefill_tokens_per_s")
     class IgnoredEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Report(_message.Message):
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     IGNORED_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     used_blocks: int
@@ -108,7 +109,8 @@ class Report(_message.Message):
     sessions: _containers.RepeatedCompositeFieldContainer[Held]
     finished: _containers.RepeatedCompositeFieldContainer[Finished]
     ignored: _containers.ScalarMap[str, int]
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., used_blocks: _Optional[int] = ..., retained_blocks: _Optional[int] = ..., used_host_blocks: _Optional[int] = ..., sessions: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., ignored: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    prefill_tokens_per_s: float
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., used_blocks: _Optional[int] = ..., retained_blocks: _Optional[int] = ..., used_host_blocks: _Optional[int] = ..., sessions: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., ignored: _Optional[_Mapping[str, int]] = ..., prefill_tokens_per_s: _Optional[float] = ...) -> None: ...
 
 class Held(_message.Message):
     __slots__ = ("session", "device_tokens", "host_tokens")

@@ -834,6 +834,8 @@ class Scheduler:
         worker = self.fleet.get(event.worker)
         if worker is not None:
             worker.kv_used_tokens = event.kv_used_tokens
+            if event.prefill_tokens_per_s > 0.0:
+                worker.prefill_tokens_per_s = event.prefill_tokens_per_s
 
     def _on_worker_draining(self, event: ev.WorkerDraining) -> None:
         worker = self.fleet.get(event.worker)

@@ -93,7 +93,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is so now, and what changed since the last report. ignored: counts since the start, by reason."""
+    """What is so now, and what changed since the last report. ignored: counts since the start, by reason.
+
+    prefill_tokens_per_s: as measured, 0 where that cannot be said yet.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -103,6 +106,7 @@ class Report:
     sessions: tuple[Held, ...] = ()
     finished: tuple[Finished, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
+    prefill_tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from saga.vllm_plugin.contracts import (
 from saga.vllm_plugin.hints import Ignored, read_hints
 from saga.vllm_plugin.owners import Block, OwnedBlocks
 from saga.vllm_plugin.pins import Pins, Pool
+from saga.vllm_plugin.rates import PrefillRate
 from saga.vllm_plugin.reports import Reporter, leading_blocks
 from saga.vllm_plugin.retention import Retention
 from saga.vllm_plugin.sessions import Session, SessionKey, SessionTable
@@ -100,12 +101,14 @@ class Control:
         self.now_s = now_s
         self.tier: Tier = NoTier()
         self.link: Link = NoLink()
+        self.prefill_rate = None if config.prefill_tokens_per_s or not config.coordinator else PrefillRate()
         self.ignored = Ignored(self._now)
         self.calls = Calls(TENANTS[config.tenants], config.weights)
         self.retention = Retention(self._changed, self.ignored, factor=config.retain_factor, max_s=config.max_retain_s)
         self.sessions = SessionTable(
             max_sessions=config.max_sessions,
             max_tokens=config.keep_tokens,
+            max_hashes=config.keep_blocks,
             capacity_tokens=num_blocks * block_tokens,
             forgotten=self.retention.forget,
         )
@@ -313,6 +316,7 @@ class Control:
                 sessions=self._reports.take_held(),
                 finished=self._reports.take_finished(),
                 ignored=dict(self.ignored.counts),
+                prefill_tokens_per_s=self.prefill_rate.tokens_per_s if self.prefill_rate is not None else 0.0,
             )
         )
 

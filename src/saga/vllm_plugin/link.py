@@ -339,6 +339,7 @@ class _Outbox:
         said.running, said.waiting = _u32(report.running), _u32(report.waiting)
         said.used_blocks, said.retained_blocks = _u32(report.used_blocks), _u32(report.retained_blocks)
         said.used_host_blocks = _u32(report.used_host_blocks)
+        said.prefill_tokens_per_s = report.prefill_tokens_per_s
         for entry in held:
             if self._can_say(entry.session):
                 said.sessions.add(

@@ -27,7 +27,6 @@ from saga.vllm_plugin.config import EVICTION, PluginConfig  # noqa: E402
 from saga.vllm_plugin.contracts import EngineFacts  # noqa: E402
 from saga.vllm_plugin.control import Control  # noqa: E402
 
-_QUEUES = ("waiting", "kv_holding_waiting", "skipped_waiting")  # the first everywhere, the others by version
 _CAN_START = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
@@ -109,15 +108,21 @@ class SagaSyncScheduler(Scheduler):
             self.waiting.prepend_request(self._saga_gave_way.pop())
         if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
             self._saga_started(output)
+        if saga.prefill_rate is not None:
+            scheduled = output.num_scheduled_tokens
+            saga.prefill_rate.began(output, output.total_num_scheduled_tokens, len(scheduled), at_s)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:  # noqa: ANN401
         """One step's tokens; an engine that is about to sleep reports first."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        self.saga.tier.strip(outputs)
+        saga = self.saga
+        if saga.prefill_rate is not None:
+            saga.prefill_rate.ended(scheduler_output, saga.now_s())
+        saga.tier.strip(outputs)
         running = len(self.running)
-        waiting = sum(len(getattr(self, name, ())) for name in _QUEUES)
-        self.saga.report(num_running=running, num_waiting=waiting, at_once=not running and not waiting)
+        waiting = sum(len(getattr(self, name, ())) for name in compatibility.QUEUES)
+        saga.report(num_running=running, num_waiting=waiting, at_once=not running and not waiting)
         return outputs
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:  # noqa: ANN401
@@ -168,7 +173,7 @@ class SagaSyncScheduler(Scheduler):
         """Every call gets its present place; heaps are built anew where one of theirs moved. O(calls * log)."""
         calls = self.saga.calls
         moved = False
-        queues = {name: list(getattr(self, name)) for name in _QUEUES if hasattr(self, name)}
+        queues = {name: list(getattr(self, name)) for name in compatibility.QUEUES if hasattr(self, name)}
         for call in calls:
             request = self.requests.get(call.name)
             if request is not None:
