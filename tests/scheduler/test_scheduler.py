@@ -166,6 +166,39 @@ def test_a_session_kept_from_home_for_too_long_goes_elsewhere_with_its_prefix(st
     assert dispatched(commands) == [("a/1", "w1")]
 
 
+def _moved(stage):
+    """Session a, taken from w0 to w1 with its prefix, at work there."""
+    at = stage(HOLDS_30_S, workers=2, kv_tokens=10_000)
+    at.arrive("a", 0, 6_000)
+    at.arrive("x", 0, 9_000)
+    at.finish("a", 0, "w0", 6_000)
+    at.wait(31.0)
+    at.arrive("b", 0, 9_000)
+    at.arrive("a", 1, 6_100)
+    at.finish("x", 0, "w1", 9_000)
+    at.end("x")
+    moved = at.wait(21.0)
+    assert of(do.Migrate, moved)
+    assert not of(do.Release, moved)
+    return at
+
+
+def test_the_copy_that_a_move_leaves_behind_may_go_once_the_prefix_has_arrived(stage):
+    """When the call has ended on the new worker, and not before, the old one is told; once."""
+    at = _moved(stage)
+    told = of(do.Release, at.finish("a", 1, "w1", 6_100))
+    assert [(c.session, c.worker, c.standing) for c in told] == [("a", "w0", do.Standing.ENDED)]
+    at.arrive("a", 2, 6_200)
+    assert of(do.Release, at.finish("a", 2, "w1", 6_200)) == []
+
+
+def test_a_session_that_ends_while_it_moves_leaves_no_copy_behind(stage):
+    """Both workers hear that it is over: the one where it is and the one that it came from."""
+    at = _moved(stage)
+    told = of(do.Release, at.end("a"))
+    assert [(c.worker, c.standing) for c in told] == [("w0", do.Standing.ENDED), ("w1", do.Standing.ENDED)]
+
+
 def test_the_tenant_with_less_service_is_let_in_first(stage):
     """Two tenants wait; the one that has had less goes first although it came later."""
     at = stage(HOLDS_30_S, kv_tokens=10_000)

@@ -389,9 +389,15 @@ class Scheduler:
         return int(max(-_MAX_PRIORITY, min(_MAX_PRIORITY, rank)))
 
     def _move(self, session: Session, target: Worker) -> None:
-        """Take the session to another worker, with its prefix where that is cheaper than prefilling it again."""
+        """Take the session to another worker, with its prefix where that is cheaper than prefilling it again.
+
+        A prefix that comes along leaves a copy behind that nobody needs: see `_clear_up`.
+        """
         source = self.fleet.get(session.lives_at)
         tokens = session.home_tokens + session.home_host_tokens
+        if session.left_at != target.worker:
+            self._clear_up(session)
+        session.left_at = ""
         if source is not None:
             source.leave(session)
             self._touched(source, freed=False)
@@ -401,11 +407,25 @@ class Scheduler:
                         session.session, source.worker, target.worker, tokens, "moving is cheaper than prefilling"
                     )
                 )
+                session.left_at = source.worker
             else:
                 tokens = 0
         session.home = target.worker
         session.home_tokens = tokens if source is not None else 0
         session.home_host_tokens = 0
+
+    def _clear_up(self, session: Session) -> None:
+        """The copy of its prefix where it was taken from may go first; said when a call has ended on its new worker.
+
+        Otherwise old copies fill the host tier: nobody speaks of them again, not even when the session ends.
+        """
+        if not session.left_at:
+            return
+        left = self.fleet.get(session.left_at)
+        session.left_at = ""
+        if left is not None:
+            why = "its prefix has moved to another worker"
+            self._out.append(do.Release(session.session, left.worker, Standing.ENDED, why))
 
     # ------------------------------------------------------------------ a step runs and ends
 
@@ -448,6 +468,7 @@ class Scheduler:
         session.home_tokens = context_tokens
         session.steps_done += 1
         self._end_step(session)
+        self._clear_up(session)
         self._begin_gap(session, worker)
         self._tell_parent(session)
         self._epoch(worker)
@@ -780,6 +801,7 @@ class Scheduler:
         if parent is not None and parent.children:
             parent.children.pop(session.session, None)
         home = self.fleet.get(session.lives_at)
+        self._clear_up(session)
         self._give_up_place(session)
         session.did(Did.ENDED)
         self.accounts.leave(session.tenant)

@@ -76,6 +76,7 @@ class Session(SessionView):
     prefix apart. Times of pending deadlines are nan-free: inf means none. backlog: steps that came while one was live.
     children: open sessions that it spawned, None for none so far. sent_at_s: when its step was last dispatched;
     gave_way: whether that step was taken back once for another one's sake.
+    left_at: worker that its prefix was moved from, until that is told that its copy may go.
     overdue_at_s: when it is taken for gone unless it comes back; look_at_s: when that is looked at next.
     overdue: it is, and its worker counts it no longer. advanced_s: device seconds charged in advance for its place and
     not used yet. owed: others stand back for it.
@@ -92,6 +93,7 @@ class Session(SessionView):
         "growth_tokens",
         "hold_until_s",
         "last_seen_s",
+        "left_at",
         "lives_at",
         "look_at_s",
         "overdue",
@@ -121,6 +123,7 @@ class Session(SessionView):
         self.step = ""
         self.worker = ""
         self.lives_at = ""
+        self.left_at = ""
         self.reserved = False
         self.owed = False
         self.own_tokens = 0

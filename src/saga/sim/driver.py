@@ -246,7 +246,7 @@ class Simulation:
             raise InvariantViolated(f"step {command.step!r} was rejected: {command.reason}")
         thread = self._threads.get(getattr(command, "session", ""))
         if thread is not None:
-            if isinstance(command, do.Release):
+            if isinstance(command, do.Release) and command.standing is not do.Standing.ENDED:
                 thread.paused_s = at_s
             elif isinstance(command, do.Retain):
                 thread.held = True
