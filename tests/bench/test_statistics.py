@@ -184,7 +184,7 @@ def test_constants_are_equal_or_surely_different() -> None:
     assert apart is not None
     assert (same.p, apart.p) == (1.0, 0.0)
     assert hedges_g([2.0, 2.0], [1.0, 1.0]) is None
-    assert paired_g([2.0, 2.0], [1.0, 1.0]) is None
+    assert paired_g([2.0, 2.0, 2.0], [1.0, 1.0, 1.0]) is None
     paired = [paired_test([2.0, 4.0], [2.0, 4.0]), paired_test([1.0, 2.0], [2.0, 4.0])]
     assert [test and (test.t, test.p) for test in paired] == [(0.0, 1.0), (-math.inf, 0.0)]
 
@@ -193,7 +193,7 @@ def test_one_value_says_nothing_of_its_spread() -> None:
     """No interval, no test; no values and no positive values are errors."""
     assert mean_estimate([3.0]).low is None
     assert paired_test([1.0], [2.0]) is None
-    assert paired_g([1.0], [2.0]) is None
+    assert paired_g([1.0, 3.0], [2.0, 4.0]) is None
     assert welch([1.0], [1.0, 2.0]) is None
     assert hedges_g([1.0], [1.0, 2.0]) is None
     with pytest.raises(ValueError, match="no values"):

@@ -199,10 +199,11 @@ def paired_g(over: Sequence[float], under: Sequence[float]) -> Estimate | None:
     """Mean logarithm of the pairs' ratios in deviations of these logarithms, corrected, with a 95 % interval. O(pairs).
 
     The effect size of `paired_test` (Borenstein et al. 2009, ch. 4, for a change in its own deviations): J = 1 - 3 / (4
-    (n - 1) - 1); variance 1 / n + g^2 / (2 n), normal interval. None for one pair or where nothing varies.
+    (n - 1) - 1); variance 1 / n + g^2 / (2 n), normal interval. None for fewer than three pairs, of which no unbiased g
+    exists, or where nothing varies.
     """
     logs = _log_ratios(over, under)
-    if len(logs) == 1:
+    if len(logs) < 3:
         return None
     mean, variance = _moments(logs)
     if variance == 0.0:

@@ -59,6 +59,14 @@ def test_sentences_turn_with_the_figures(make_up: MakeUp) -> None:
     assert all("saga, 0.50x as fast" in reason for reason in slow)
 
 
+def test_nobody_is_the_fastest_while_others_wait(make_up: MakeUp) -> None:
+    """An interrupted study names no winner among those that happen to be done."""
+    found = runs(make_up)
+    for load in PLAN.loads:
+        del found.runs[PLAN.at("saga", load)]
+    assert PARTS["comparison"].section(PLAN, found).reasons == []
+
+
 def test_one_tenant_needs_no_table(make_up: MakeUp) -> None:
     """And says so; several are named, the worst served among them."""
     alone = Results(1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 from saga.bench.evaluation.cells import COLLAPSED_LOAD, Cell, Scale
 from saga.bench.evaluation.claims import Claims
 from saga.bench.evaluation.results import Results
 from saga.bench.evaluation.rows import Found, judge
-from saga.bench.evaluation.sections import Forest, Section, claims_table, write_estimate
+from saga.bench.evaluation.sections import Curve, Forest, Lines, Section, claims_table, write_estimate
 from saga.bench.evaluation.verdicts import of_figure
 from saga.bench.tables import Table
 
@@ -53,6 +56,11 @@ def cache_section(scale: Scale, results: Results, claims: Claims) -> Section:
             name = f"{words} ({workload}, {cell.oversubscription:g})"
             rows.append(judge(name, claim, "ratio", of_figure, Found(results.estimate(cell, policy)), by_load))
     cells = cache_cells(scale, claims)
+    replayed = {
+        (workload, replay): partial(cache_cell, scale, workload, replay=replay)
+        for workload in WORKLOADS
+        for replay in REPLAYS
+    }
     return Section(
         id=table.id,
         title=table.title,
@@ -68,25 +76,45 @@ def cache_section(scale: Scale, results: Results, claims: Claims) -> Section:
         rows=rows,
         tables=[
             claims_table("free replay, pressure in brackets", "policy", rows),
-            *(_pressure_table(scale, results, workload, replay) for workload in WORKLOADS for replay in REPLAYS),
+            *(
+                pressure_table(f"{workload}, {replay}", results, cell_at, scale.cache_pressures)
+                for (workload, replay), cell_at in replayed.items()
+            ),
         ],
-        drawings=[Forest("Regeneration over Belady's", "competitive ratio", rows)],
+        drawings=[
+            Forest("Regeneration over Belady's", "competitive ratio", rows),
+            *(
+                drawing
+                for (workload, replay), cell_at in replayed.items()
+                for drawing in pressure_lines(f"{workload}, {replay}", results, cell_at, scale.cache_pressures)
+            ),
+        ],
         reasons=_reasons(scale, results),
         missing=results.missing(cells),
         total=results.count(cells),
     )
 
 
-def _pressure_table(scale: Scale, results: Results, workload: str, replay: str) -> Table:
+def pressure_table(title: str, results: Results, cell_at: Callable[[float], Cell], pressures: Sequence[float]) -> Table:
+    """Ratios to Belady by policy and pressure; cell_at: the replay at a pressure."""
     lines = []
     for policy, words in POLICIES.items():
-        found = (
-            results.estimate(cache_cell(scale, workload, pressure, replay), policy)
-            for pressure in scale.cache_pressures
-        )
+        found = (results.estimate(cell_at(pressure), policy) for pressure in pressures)
         lines.append((words, *(write_estimate(ratio, "ratio") for ratio in found)))
-    columns = ("policy", *(f"pressure {pressure:g}" for pressure in scale.cache_pressures))
-    return Table(f"{workload}, {replay}", columns, tuple(lines))
+    return Table(title, ("policy", *(f"pressure {pressure:g}" for pressure in pressures)), tuple(lines))
+
+
+def pressure_lines(
+    title: str, results: Results, cell_at: Callable[[float], Cell], pressures: Sequence[float]
+) -> list[Lines]:
+    """The same drawn, where some policy has a ratio at more than one pressure."""
+    curves = []
+    for policy, words in POLICIES.items():
+        found = ((pressure, results.estimate(cell_at(pressure), policy)) for pressure in pressures)
+        curves.append(Curve(words, [(pressure, ratio) for pressure, ratio in found if ratio is not None]))
+    if all(len(curve.points) < 2 for curve in curves):
+        return []
+    return [Lines(title, "pressure", "regenerated / Belady's", curves, log=True)]
 
 
 def _judged(scale: Scale, results: Results, workload: str) -> Cell:

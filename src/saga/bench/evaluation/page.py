@@ -65,7 +65,10 @@ def _forest(forest: Forest, salt: str) -> Drawing:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(forest.axis)
     dress(axes)
-    axes.scatter([], [], marker="D", facecolors="none", edgecolors=series(_CLAIMED), linewidths=1.6, label="claimed")
+    if any(row.claim is not None for row in rows):
+        axes.scatter(
+            [], [], marker="D", facecolors="none", edgecolors=series(_CLAIMED), linewidths=1.6, label="claimed"
+        )
     axes.scatter([], [], marker="o", color=series(_OURS), label="ours, 95 % interval")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2)
     return Drawing(as_svg(figure, salt), forest.caption)

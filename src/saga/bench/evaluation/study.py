@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from saga.bench.evaluation.ablation import DEFAULT_ABLATED
-from saga.bench.evaluation.cache import POLICIES
+from saga.bench.evaluation.cache import REPLAYS, pressure_lines, pressure_table
 from saga.bench.evaluation.cells import Cell
 from saga.bench.evaluation.results import Metrics, Results, figure_of
 from saga.bench.evaluation.sections import Curve, Forest, Lines, Row, Section, claims_table, write, write_estimate
@@ -203,14 +204,12 @@ def _cache_cells(plan: StudyPlan) -> list[Cell]:
 
 def _cache_section(plan: StudyPlan, results: Results) -> Section:
     pressures = _pressures(plan)
-    tables = []
-    for replay in ("pinned", "free"):
-        lines = []
-        for policy, words in POLICIES.items():
-            found = (results.estimate(plan.cache_cell(load, replay), policy) for load in pressures)
-            lines.append((words, *(write_estimate(ratio, "ratio") for ratio in found)))
-        columns = ("policy", *(f"pressure {load:g}" for load in pressures))
-        tables.append(Table(f"tokens regenerated over Belady's, {replay}", columns, tuple(lines)))
+    tables, drawings = [], []
+    for replay in REPLAYS:
+        cell_at = partial(plan.cache_cell, replay=replay)
+        title = f"tokens regenerated over Belady's, {replay}"
+        tables.append(pressure_table(title, results, cell_at, pressures))
+        drawings += pressure_lines(f"Tokens regenerated over Belady's, {replay}", results, cell_at, pressures)
     cells = _cache_cells(plan)
     return Section(
         id="cache",
@@ -221,6 +220,7 @@ def _cache_section(plan: StudyPlan, results: Results) -> Section:
             "ratio would mean nothing. Figures are arithmetic means of the seeds' ratios."
         ),
         tables=tables if cells else [],
+        drawings=drawings,
         notes=[] if cells else ["No load of 1 or more was asked for: nothing would ever have to leave."],
         missing=results.missing(cells),
         total=results.count(cells),
@@ -251,7 +251,7 @@ def _curve(plan: StudyPlan, results: Results, system: str, figure: str) -> Curve
 
 
 def _sentence(plan: StudyPlan, results: Results, load: float) -> str:
-    """Who is fastest at this load, and why there is something or nothing to gain."""
+    """Who is fastest at this load, once all have run, and why there is something or nothing to gain."""
     base, others = plan.systems[0], [name for name in plan.systems[1:] if name != BOUND]
     ratios = {
         name: ratio.value
@@ -259,12 +259,12 @@ def _sentence(plan: StudyPlan, results: Results, load: float) -> str:
         if (ratio := results.ratio(plan.at(base, load), plan.at(name, load))) is not None
     }
     lost = results.mean(plan.at(base, load), "regenerated_time_share")
-    if not ratios or lost is None:
+    if len(ratios) < len(others) or not ratios or lost is None:
         return ""
     best = max(ratios, key=ratios.__getitem__)
     words = (
-        f"At {load:g} {base} spends {write_share(lost)} of its device time regenerating; the fastest of the others "
-        f"is {best}, {write(ratios[best], 'ratio')} as fast"
+        f"At load {load:g} {base} spends {write_share(lost)} of its device time regenerating; the fastest of the "
+        f"others is {best}, {write(ratios[best], 'ratio')} as fast"
     )
     bound = results.ratio(plan.at(base, load), plan.at(BOUND, load)) if BOUND in plan.systems else None
     return f"{words}." if bound is None else f"{words}; endless KV memory would be {write(bound.value, 'ratio')}."
