@@ -13,7 +13,12 @@ from saga.bench.evaluation.sections import Curve, Forest, Lines, Section, claims
 from saga.bench.evaluation.verdicts import of_figure
 from saga.bench.tables import Table
 
-POLICIES = {"lru": "LRU", "prefix_lru": "LRU with prefixes", "workflow_lru": "WA-LRU", "next_use": "next use (`saga`)"}
+POLICIES = {
+    "lru": "LRU",
+    "prefix_lru": "LRU with prefixes",
+    "workflow_lru": "WA-LRU",
+    "next_use": "next use (as in saga)",
+}
 WORKLOADS = ("swe_bench", "web_arena")
 REPLAYS = ("pinned", "free")
 
@@ -50,11 +55,11 @@ def cache_section(scale: Scale, results: Results, claims: Claims) -> Section:
             if claim is None:
                 continue
             by_load = {
-                pressure: Found(results.estimate(cache_cell(scale, workload, pressure, "free"), policy))
+                pressure: Found(results.geomean(cache_cell(scale, workload, pressure, "free"), policy))
                 for pressure in scale.cache_pressures
             }
             name = f"{words} ({workload}, {cell.oversubscription:g})"
-            rows.append(judge(name, claim, "ratio", of_figure, Found(results.estimate(cell, policy)), by_load))
+            rows.append(judge(name, claim, "ratio", of_figure, Found(results.geomean(cell, policy)), by_load))
     cells = cache_cells(scale, claims)
     replayed = {
         (workload, replay): partial(cache_cell, scale, workload, replay=replay)
@@ -71,7 +76,7 @@ def cache_section(scale: Scale, results: Results, claims: Claims) -> Section:
             "compare these; pinned: what a call in flight uses cannot, as in an engine. The paper does not say "
             f"under what pressure: each workload is compared at the first from {COLLAPSED_LOAD:g} on at which Belady "
             "regenerates at least 0.5 % of the input. Below that a ratio means nothing and none is given. Figures are "
-            "arithmetic means of the seeds' ratios."
+            "geometric means of the seeds' ratios."
         ),
         rows=rows,
         tables=[
@@ -99,7 +104,7 @@ def pressure_table(title: str, results: Results, cell_at: Callable[[float], Cell
     """Ratios to Belady by policy and pressure; cell_at: the replay at a pressure."""
     lines = []
     for policy, words in POLICIES.items():
-        found = (results.estimate(cell_at(pressure), policy) for pressure in pressures)
+        found = (results.geomean(cell_at(pressure), policy) for pressure in pressures)
         lines.append((words, *(write_estimate(ratio, "ratio") for ratio in found)))
     return Table(title, ("policy", *(f"pressure {pressure:g}" for pressure in pressures)), tuple(lines))
 
@@ -110,7 +115,7 @@ def pressure_lines(
     """The same drawn, where some policy has a ratio at more than one pressure."""
     curves = []
     for policy, words in POLICIES.items():
-        found = ((pressure, results.estimate(cell_at(pressure), policy)) for pressure in pressures)
+        found = ((pressure, results.geomean(cell_at(pressure), policy)) for pressure in pressures)
         curves.append(Curve(words, [(pressure, ratio) for pressure, ratio in found if ratio is not None]))
     if all(len(curve.points) < 2 for curve in curves):
         return []
@@ -124,14 +129,14 @@ def _judged(scale: Scale, results: Results, workload: str) -> Cell:
         for pressure in scale.cache_pressures
         if pressure >= COLLAPSED_LOAD
     ]
-    return next((cell for cell in cells if results.estimate(cell, "lru") is not None), cells[0])
+    return next((cell for cell in cells if results.geomean(cell, "lru") is not None), cells[0])
 
 
 def _reasons(scale: Scale, results: Results) -> list[str]:
     words = []
     for workload in WORKLOADS:
         cell = _judged(scale, results, workload)
-        known = {policy: ratio for policy in POLICIES if (ratio := results.mean(cell, policy)) is not None}
+        known = {policy: ratio.value for policy in POLICIES if (ratio := results.geomean(cell, policy)) is not None}
         if not known:
             if results.of(cell):
                 words.append(f"{workload}: Belady regenerates too little for a ratio at every pressure that was run.")

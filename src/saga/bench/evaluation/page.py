@@ -5,6 +5,7 @@ Needs the extra `report` (matplotlib, jinja2). Refuses to know how sections came
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from saga import __version__
@@ -14,6 +15,7 @@ from saga.bench.evaluation.sections import Forest, Lines, Row, Section
 from saga.bench.evaluation.verdicts import RULES
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.axes import Axes
 
 _CLAIMED, _OURS = 0, 1  # series of the page's palette
@@ -27,6 +29,7 @@ def render_page(report: Report) -> str:
     environment = Environment(
         loader=PackageLoader("saga.bench", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["code"] = _code
     sections = [(section, _drawings(section, f"e{index}")) for index, section in enumerate(report.sections)]
     return environment.get_template("evaluation.html.j2").render(
         report=report,
@@ -37,6 +40,13 @@ def render_page(report: Report) -> str:
         statistics=STATISTICS,
         version=__version__,
     )
+
+
+def _code(text: str) -> Markup:
+    """What stands between backticks, as the Markdown has it, in the letters of code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped before
 
 
 def _drawings(section: Section, salt: str) -> list[Drawing]:

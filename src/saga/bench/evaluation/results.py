@@ -55,6 +55,14 @@ class Results:
         values = self.values(cell, figure)
         return mean_estimate(values) if values else None
 
+    def geomean(self, cell: Cell, figure: str) -> Estimate | None:
+        """The geometric mean of a figure that is a ratio, with its 95 % interval; None where one is not positive."""
+        values = self.values(cell, figure)
+        if not values or min(values) <= 0.0:
+            return None
+        found = paired_speedup(values, [1.0] * len(values))
+        return Estimate(found.speedup, found.low, found.high)
+
     def ratio(self, over: Cell, under: Cell, figure: str = "tct_mean_s") -> Estimate | None:
         """How many times as much, geometric mean over seeds; None where no seed has both, or one is not positive."""
         return self.geomean_ratio([(over, under)], figure)

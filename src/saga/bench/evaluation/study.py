@@ -217,7 +217,7 @@ def _cache_section(plan: StudyPlan, results: Results) -> Section:
         about=(
             "Cache-only replays of the same requests in the same order. Pinned: what a call in flight uses cannot "
             "leave; free: anything can. A dash where Belady's rule regenerates less than 0.5 % of the input: a "
-            "ratio would mean nothing. Figures are arithmetic means of the seeds' ratios."
+            "ratio would mean nothing. Figures are geometric means of the seeds' ratios."
         ),
         tables=tables if cells else [],
         drawings=drawings,
