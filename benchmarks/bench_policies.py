@@ -6,6 +6,9 @@
     python benchmarks/bench_policies.py built-in every built-in workload but swe_bench
     python benchmarks/bench_policies.py sweep    all of them at five loads, against rivals; ends in a summary
 
+With `--out FOLDER` finished runs are kept there, and the same command goes on where it was. A run has as many tasks as
+`--tasks`, and at least `--waves` for each agent of its closed loop.
+
 All figures are simulated. Ratios are geometric means over seeds of the named baseline's mean TCT over the preset's,
 with a 95 % t-interval on the paired log ratios; `of bound` is infinite_kv's mean TCT over the preset's.
 """
@@ -15,12 +18,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+from rich.progress import Progress
+
+from saga.bench.evaluation.store import RunStore, key_of
 from saga.bench.statistics import paired_speedup
+from saga.errors import UsageError
 from saga.sim.config import SimConfig
 from saga.sim.driver import simulate
 from saga.workloads.catalogue import workload
@@ -29,6 +38,7 @@ from saga.workloads.plan import Workload
 
 BUILT_IN = ("swe_bench", "web_arena", "claude_code", "swe_agent", "tool_service", "browser", "chat")
 TRACE_LIMITS = Limits(max_context_tokens=150_000, min_calls=2, max_calls=120, gap_cap_s=300.0)
+_KV_TOKENS = 450_000
 SWEEP = (0.6, 0.85, 1.0, 1.5, 3.0)
 FIELD = (
     "vllm_apc",
@@ -60,7 +70,7 @@ class Cell(NamedTuple):
 @cache
 def load(name: str) -> Workload:
     """A workload, once per process."""
-    return workload(name, TRACE_LIMITS if os.sep in name else Limits(), kv_tokens=450_000)
+    return workload(name, TRACE_LIMITS if os.sep in name else Limits(), kv_tokens=_KV_TOKENS)
 
 
 def run(cell: Cell) -> dict[str, Any]:
@@ -92,36 +102,64 @@ def tables(options: argparse.Namespace) -> list[tuple[str, float, int, tuple[str
     return [(name, x, 1_200_000, presets) for name in names for x in (1.0, 1.5)]
 
 
+def num_tasks(name: str, oversubscription: float, options: argparse.Namespace) -> int:
+    """Tasks of a run: enough that each agent of the closed loop plays several."""
+    agents = oversubscription * options.workers * _KV_TOKENS / load(name).mean_context_tokens
+    return max(options.tasks, round(options.waves * agents))
+
+
+def results_of(cells: list[Cell], store: RunStore | None, pool: ProcessPoolExecutor) -> Iterator[Mapping[str, Any]]:
+    """The metrics of each cell, in order: what is kept is not run again, what is run is kept."""
+    keys = [key_of(cell._asdict()) for cell in cells]
+    kept = [None if store is None else store.load(key) for key in keys]
+    missing = pool.map(run, [cell for cell, known in zip(cells, kept, strict=True) if known is None])
+    for cell, key, known in zip(cells, keys, kept, strict=True):
+        metrics = next(missing) if known is None else known
+        if known is None and store is not None:
+            store.save(key, "simulated", cell._asdict(), metrics)
+        yield metrics
+
+
 def main() -> None:
     """Run one part and print its table as it grows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("swe", "rivals", "traces", "built-in", "sweep"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, default=1_000)
+    parser.add_argument("--waves", type=float, default=0.0, help="tasks per agent, at least")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--dram", type=int, default=600_000, help="tokens of host tier per worker, in the sweep")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="only workloads whose name contains this")
     parser.add_argument("--shared", default=os.environ.get("SAGA_SHARED", "../shared"))
+    parser.add_argument("--out", type=Path, help="folder for finished runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     groups = [group for group in tables(options) if options.only in group[0]]
+    store = None if options.out is None else RunStore(options.out)
     out: list[dict[str, Any]] = []
-    size = f"{options.seeds} seeds, {options.tasks} tasks, {options.workers} workers"
+    size = f"{options.seeds} seeds, {options.tasks} tasks, {options.waves:g} per agent, {options.workers} workers"
     print(f"simulated; {size}; baseline vllm_apc", flush=True)
-    with ProcessPoolExecutor(options.jobs) as pool:
+    total = sum(len(presets) for *_, presets in groups) * options.seeds
+    with ProcessPoolExecutor(options.jobs) as pool, Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("runs", total=total)
         for name, x, dram, presets in groups:
-            cells = [
-                Cell(name, preset, x, dram, seed, options.tasks, options.workers)
-                for preset in presets
-                for seed in range(options.seeds)
-            ]
             try:
-                results = dict(zip(cells, pool.map(run, cells), strict=True))
-            except Exception as error:  # noqa: BLE001 - a workload that cannot run is a row of its own
+                tasks = num_tasks(name, x, options)
+                cells = [
+                    Cell(name, preset, x, dram, seed, tasks, options.workers)
+                    for preset in presets
+                    for seed in range(options.seeds)
+                ]
+                results = {}
+                for cell, metrics in zip(cells, results_of(cells, store, pool), strict=True):
+                    results[cell] = metrics
+                    progress.advance(bar)
+            except UsageError as error:  # a workload that cannot run is a row of its own
                 print(f"\n{Path(name).name} at {x}: {error}", flush=True)
+                progress.advance(bar, len(presets) * options.seeds)
                 continue
-            print(f"\n{Path(name).name} at oversubscription {x}, host tier {dram}", flush=True)
+            print(f"\n{Path(name).name} at oversubscription {x}, host tier {dram}, {tasks} tasks", flush=True)
             out += report(presets, cells, results)
             if options.json:
                 options.json.write_text(json.dumps({"schema": 1, "kind": "simulated", "rows": out}, indent=1) + "\n")
@@ -130,9 +168,9 @@ def main() -> None:
 
 
 def summarise(rows: list[dict[str, Any]]) -> None:
-    """One line a workload and load: saga against the baseline, the best rival, the bound."""
-    heads = ("over vllm_apc", "over best rival", "of bound", "throughput")
-    print(f"\n{'workload':<28} {'load':>5} {heads[0]:>13} {heads[1]:>28} {heads[2]:>9} {heads[3]:>11}")
+    """A line of Markdown per workload and load: saga against the baseline, the best rival, the bound."""
+    print("\n| workload | load | over vllm_apc | over the best rival | of the bound | throughput | regenerated |")
+    print("|---|---|---|---|---|---|---|")
     for key in dict.fromkeys((row["workload"], row["oversubscription"]) for row in rows):
         own = {row["preset"]: row for row in rows if (row["workload"], row["oversubscription"]) == key}
         saga = own.pop("saga")
@@ -140,14 +178,15 @@ def summarise(rows: list[dict[str, Any]]) -> None:
         best = min(own.values(), key=lambda row: float(row["tct_mean_s"]))
         fastest = max(own.values(), key=lambda row: float(row["tasks_per_min"]))
         print(
-            f"{Path(key[0]).name:<28} {key[1]:>5} {saga['speedup']:>12.2f}x "
-            f"{best['tct_mean_s'] / saga['tct_mean_s']:>12.2f}x {best['preset']:<14} "
-            f"{100 * bound['tct_mean_s'] / saga['tct_mean_s']:>8.0f}% "
-            f"{saga['tasks_per_min'] / fastest['tasks_per_min']:>10.2f}x"
+            f"| {Path(key[0]).name.removesuffix('.gz').removesuffix('.jsonl')} | {key[1]:g} | {saga['speedup']:.2f}x "
+            f"| {best['tct_mean_s'] / saga['tct_mean_s']:.2f}x {best['preset']} "
+            f"| {100 * bound['tct_mean_s'] / saga['tct_mean_s']:.0f} % "
+            f"| {saga['tasks_per_min'] / fastest['tasks_per_min']:.2f}x {fastest['preset']} "
+            f"| {100 * saga['regenerated_share']:.1f} % |"
         )
 
 
-def report(presets: tuple[str, ...], cells: list[Cell], results: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
+def report(presets: tuple[str, ...], cells: list[Cell], results: dict[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Print one group's rows and return them."""
     by_preset = {preset: [results[cell] for cell in cells if cell.preset == preset] for preset in presets}
     base = [run["tct_mean_s"] for run in by_preset[presets[0]]]

@@ -14,7 +14,7 @@ from saga.workflow.gaps import EDGES_S, GapModel
 GAPS = st.lists(st.floats(0.0, 1e4), max_size=40)
 SHARES = st.integers(0, 100).map(lambda percent: percent / 100)
 RETURNS_S = st.builds(lambda digits, power: digits * 10.0**power, st.integers(1, 99), st.integers(-2, 3))
-ENDLESS = SkiRental(max_s=inf)
+ENDLESS = SkiRental(max_s=inf, price=1.0)
 
 
 def model(gaps_s: list[float]) -> GapModel:
@@ -47,6 +47,14 @@ def test_no_other_hold_is_cheaper(gaps_s: list[float], return_s: float, probabil
     best_s = cost_s(known, ENDLESS.hold_s(known))
     cheapest_s = min(cost_s(known, hold_s) for hold_s in (*EDGES_S, other_s))
     assert best_s <= cheapest_s * (1.0 + 1e-9) + 1e-9
+
+
+@given(GAPS, RETURNS_S, SHARES, st.sampled_from((2.0, 4.0)))
+def test_a_price_is_a_slower_return(gaps_s: list[float], return_s: float, probability: float, price: float) -> None:
+    """A prefix that costs twice as much to lose is held as long as one that takes twice as long to bring back."""
+    gap = model(gaps_s)
+    priced = SkiRental(max_s=inf, price=price).hold_s(facts(gap, return_s, probability))
+    assert priced == ENDLESS.hold_s(facts(gap, price * return_s, probability))
 
 
 @given(GAPS, SHARES, SHARES)
@@ -87,7 +95,7 @@ def test_the_surer_the_return_the_longer_the_hold(gaps_s: list[float], one: floa
 def test_a_hold_is_bounded(gaps_s: list[float], return_s: float, probability: float, max_s: float) -> None:
     """Never below 0, never above max_s, and below the bound the bound changes nothing."""
     known = facts(model(gaps_s), return_s, probability)
-    assert 0.0 <= SkiRental(max_s).hold_s(known) == min(max_s, ENDLESS.hold_s(known)) <= max_s
+    assert 0.0 <= SkiRental(max_s, price=1.0).hold_s(known) == min(max_s, ENDLESS.hold_s(known)) <= max_s
 
 
 def test_short_gaps_are_held_out_and_long_ones_not_begun() -> None:

@@ -111,18 +111,21 @@ class UtilityTtl:
 
 @dataclass(frozen=True)
 class SkiRental:
-    """Hold for the T that minimises E[min(X, T)] + tau x P(T < X < inf), tau = overlap x C / R.
+    """Hold for the T that minimises E[min(X, T)] + tau x P(T < X < inf), tau = price x overlap x C / R.
 
     X is the forecast gap, infinite with probability 1 - continue_probability (then nothing is ever regenerated).
     Holding c of C tokens for t seconds costs others t x c / C of the device; bringing them back takes overlap x c / R
-    seconds of all of it; c cancels. max_s bounds what a reservation may cost others (fairness).
+    seconds of all of it; c cancels. price: what losing a prefix costs over that: the session waits for a place again,
+    and who answers meanwhile is slowed down (2 by simulation, docs/policies.md). max_s bounds what a reservation may
+    cost others (fairness).
     """
 
     max_s: float = 600.0
+    price: float = 2.0
 
     def hold_s(self, facts: GapFacts) -> float:
         """Seconds, 0..max_s. O(bins of the gap model), O(1) while the model says the same."""
-        tau_s = float(f"{facts.overlap * facts.capacity_tokens / facts.return_tokens_per_s:.2g}")
+        tau_s = float(f"{self.price * facts.overlap * facts.capacity_tokens / facts.return_tokens_per_s:.2g}")
         probability = round(facts.continue_probability, 2)
         edges, survival = facts.gap.curve()
         question = (tau_s, probability)
