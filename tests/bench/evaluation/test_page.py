@@ -42,6 +42,13 @@ def test_the_page_is_whole_and_shows_every_table(report: Report) -> None:
     assert "How a verdict is found" in page
 
 
+def test_names_of_code_are_set_as_code_and_escaped(report: Report) -> None:
+    """What the Markdown has between backticks; whatever stands there cannot open an element of its own."""
+    section = replace(report.sections[0], about="Runs `swe_bench` and `<b>` & co.")
+    page = render_page(replace(report, sections=[section]))
+    assert "Runs <code>swe_bench</code> and <code>&lt;b&gt;</code> &amp; co." in page
+
+
 def test_a_page_without_runs_is_a_page(scale: Scale) -> None:
     """Interrupted at once: no drawings, every table says that it is incomplete."""
     sections = [table.section(scale, Results(3), paper_claims()) for table in EXPERIMENTS.values()]

@@ -70,6 +70,18 @@ def test_a_geometric_mean_is_over_pairs_of_cells_and_over_seeds() -> None:
     assert found.geomean_ratio([(SLOW, FAST), (Cell("u"), other[1])]) is None
 
 
+def test_figures_that_are_ratios_have_a_geometric_mean() -> None:
+    """2 and 8 are 4, as in `saga cache`; a ratio of nothing leaves none."""
+    found = Results(2)
+    found.add(SLOW, 0, {"lru": 2.0, "best": 0.0})
+    found.add(SLOW, 1, {"lru": 8.0, "best": 1.0})
+    mean = found.geomean(SLOW, "lru")
+    assert mean is not None
+    assert mean.value == pytest.approx(4.0)
+    assert found.geomean(SLOW, "best") is None
+    assert found.geomean(FAST, "lru") is None
+
+
 def test_what_is_missing_is_none_and_counted() -> None:
     """No estimate without a run, and a partial report knows how many it lacks."""
     found = both(seeds=1)
