@@ -15,6 +15,7 @@ from saga.bench.statistics import (
     paired_g,
     paired_speedup,
     paired_test,
+    share_estimate,
     t_quantile_975,
     t_tail,
     thin,
@@ -200,6 +201,14 @@ def test_one_value_says_nothing_of_its_spread() -> None:
         mean_estimate([])
     with pytest.raises(ValueError, match="positive"):
         paired_test([1.0], [0.0])
+
+
+def test_no_share_is_beyond_nothing_or_all() -> None:
+    """The interval of shares near an end stops there; in the middle it is that of any mean."""
+    assert share_estimate([0.0, 0.1]).low == 0.0
+    assert share_estimate([1.0, 0.9]).high == 1.0
+    assert share_estimate([0.5, 0.51, 0.49]) == mean_estimate([0.5, 0.51, 0.49])
+    assert share_estimate([0.5]).low is None
 
 
 def test_the_interval_of_a_mean_by_hand() -> None:

@@ -112,6 +112,14 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def share_estimate(values: Sequence[float]) -> Estimate:
+    """As `mean_estimate`, of shares 0..1: no interval reaches beyond what a share can be. ValueError for no values."""
+    found = mean_estimate(values)
+    if found.low is None or found.high is None:
+        return found
+    return Estimate(found.value, max(0.0, found.low), min(1.0, found.high))
+
+
 def welch(one: Sequence[float], other: Sequence[float]) -> TTest | None:
     """Whether two independent samples have the same mean (Welch 1947); None with fewer than two values in either.
 

@@ -19,6 +19,7 @@ from saga.bench.statistics import (
     paired_g,
     paired_speedup,
     paired_test,
+    share_estimate,
     welch,
 )
 
@@ -51,9 +52,11 @@ class Results:
         return sum(values) / len(values) if values else None
 
     def estimate(self, cell: Cell, figure: str) -> Estimate | None:
-        """Its mean with a 95 % t-interval."""
+        """Its mean with a 95 % t-interval; names of shares end in "_share"."""
         values = self.values(cell, figure)
-        return mean_estimate(values) if values else None
+        if not values:
+            return None
+        return share_estimate(values) if figure.endswith("_share") else mean_estimate(values)
 
     def geomean(self, cell: Cell, figure: str) -> Estimate | None:
         """The geometric mean of a figure that is a ratio, with its 95 % interval; None where one is not positive."""

@@ -14,7 +14,7 @@ from saga.bench.evaluation.rows import Found, judge
 from saga.bench.evaluation.sections import Forest, Section, claims_table
 from saga.bench.evaluation.systems import PAPER
 from saga.bench.evaluation.verdicts import of_share
-from saga.bench.statistics import Estimate, mean_estimate
+from saga.bench.statistics import Estimate, share_estimate
 from saga.bench.tables import Table, write_share
 
 SYSTEMS = ("vllm", "sglang", "llumnix", PAPER, "vllm_apc", "saga", "infinite_kv")
@@ -75,7 +75,7 @@ def slo_section(scale: Scale, results: Results, claims: Claims) -> Section:
 def _attained(results: Results, cell: Cell, name: str, figure: str) -> Estimate | None:
     """Share of the tasks of a class of tenants, or of all, over seeds."""
     found = [share for run in results.of(cell) if (share := class_share(run, name, figure)) is not None]
-    return mean_estimate(found) if found else None
+    return share_estimate(found) if found else None
 
 
 def class_share(run: Metrics, name: str, figure: str) -> float | None:
