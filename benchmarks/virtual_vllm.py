@@ -185,9 +185,13 @@ def main() -> None:
         for system in given.systems:
             runs[system] = run(system, oversubscription, given)
             took_s, tct_s = runs[system]["took_s"], runs[system]["tct_mean_s"]
-            print(f"{oversubscription:g} {system}: mean TCT {tct_s:,.0f} s, took {took_s:.0f} s", flush=True)
-        if given.json is not None:
-            given.json.write_text(json.dumps({"kind": "simulated", "runs": found}, indent=1))
+            again = runs[system]["regenerated_share"]
+            line = (
+                f"{oversubscription:g} {system}: mean TCT {tct_s:,.0f} s, {again:.1%} regenerated, took {took_s:.0f} s"
+            )
+            print(line, flush=True)
+            if given.json is not None:
+                given.json.write_text(json.dumps({"kind": "simulated", "runs": found}, indent=1))
     show(found, given.systems, given)
 
 
