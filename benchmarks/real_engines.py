@@ -34,7 +34,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ SERVER_FLAGS = (
     f"--block-size {BLOCK_TOKENS} --num-gpu-blocks-override {NUM_BLOCKS} --max-model-len 4096 --enforce-eager "
     "--enable-prefix-caching --enable-prompt-tokens-details"
 )
-STARTED_WITHIN_S = 240.0
+SHARED_MEMORY, OFFLOADED = Path("/dev/shm"), "vllm_offload_*"  # noqa: S108 - what vLLM makes there
+STARTED_WITHIN_S, ENDS_WITHIN_S = 240.0, 30.0
 SYSTEMS = ("sticky", "program", "priority", "gateway", "plugin", "dram")
 BASELINE = "sticky"
 RIVALS = ("sticky", "program", "priority")
@@ -134,9 +135,11 @@ class Fleet:
 
     def __init__(self, arguments: argparse.Namespace, stack: ExitStack, folder: Path) -> None:
         self._arguments = arguments
-        self._stack = stack
         self._folder = folder
         self._starting: list[tuple[str, subprocess.Popen[bytes], str]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._shared_before = set(SHARED_MEMORY.glob(OFFLOADED))
+        stack.callback(self._end)
 
     def start(self) -> list[System]:
         """All systems, ready. Raises SystemExit where a part does not start."""
@@ -201,8 +204,20 @@ class Fleet:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True
             )
-        self._stack.callback(end, process)
+        self._processes.append(process)
         self._starting.append((name, process, answers_at))
+
+    def _end(self) -> None:
+        """Ask all to end, so that servers take their shared memory along, and end those that have not done so."""
+        for process in self._processes:
+            process.terminate()
+        until_s = time.monotonic() + ENDS_WITHIN_S
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until_s - time.monotonic()))
+            end(process)
+        for left in set(SHARED_MEMORY.glob(OFFLOADED)) - self._shared_before:  # vLLM leaves it where it is
+            left.unlink(missing_ok=True)
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name.replace(' ', '-')}.log"
