@@ -18,16 +18,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
 
-from saga.bench.evaluation.store import RunStore, key_of
+import saga
+from saga.bench.evaluation.store import RunStore, file_version, key_of
 from saga.bench.statistics import paired_speedup
 from saga.errors import UsageError
 from saga.sim.config import SimConfig
@@ -38,7 +40,7 @@ from saga.workloads.plan import Workload
 
 BUILT_IN = ("swe_bench", "web_arena", "claude_code", "swe_agent", "tool_service", "browser", "chat")
 TRACE_LIMITS = Limits(max_context_tokens=150_000, min_calls=2, max_calls=120, gap_cap_s=300.0)
-_KV_TOKENS = 450_000
+KV_TOKENS = 450_000
 SWEEP = (0.6, 0.85, 1.0, 1.5, 3.0)
 FIELD = (
     "vllm_apc",
@@ -70,7 +72,7 @@ class Cell(NamedTuple):
 @cache
 def load(name: str) -> Workload:
     """A workload, once per process."""
-    return workload(name, TRACE_LIMITS if os.sep in name else Limits(), kv_tokens=_KV_TOKENS)
+    return workload(name, TRACE_LIMITS if os.sep in name else Limits(), kv_tokens=KV_TOKENS)
 
 
 def run(cell: Cell) -> dict[str, Any]:
@@ -102,17 +104,24 @@ def tables(options: argparse.Namespace) -> list[tuple[str, float, int, tuple[str
     return [(name, x, 1_200_000, presets) for name in names for x in (1.0, 1.5)]
 
 
-def num_tasks(name: str, oversubscription: float, options: argparse.Namespace) -> int:
+def num_tasks(source: Workload, oversubscription: float, options: argparse.Namespace) -> int:
     """Tasks of a run: enough that each agent of the closed loop plays several."""
-    agents = oversubscription * options.workers * _KV_TOKENS / load(name).mean_context_tokens
+    agents = oversubscription * options.workers * KV_TOKENS / source.mean_context_tokens
     return max(options.tasks, round(options.waves * agents))
 
 
-def results_of(cells: list[Cell], store: RunStore | None, pool: ProcessPoolExecutor) -> Iterator[Mapping[str, Any]]:
-    """The metrics of each cell, in order: what is kept is not run again, what is run is kept."""
-    keys = [key_of(cell._asdict()) for cell in cells]
+def results_of(
+    cells: Sequence[Any], play: FunctionType, store: RunStore | None, pool: ProcessPoolExecutor
+) -> Iterator[Mapping[str, Any]]:
+    """The metrics that `play` gives for each cell (a named tuple), in order: what is kept is not run again.
+
+    Kept runs are of the same code: the project's, its presets, and the benchmark's own.
+    """
+    script = Path(play.__code__.co_filename)
+    made_by = {"benchmark": file_version(script), "presets": file_version(Path(saga.__file__).with_name("presets.py"))}
+    keys = [key_of({**made_by, **cell._asdict()}) for cell in cells]
     kept = [None if store is None else store.load(key) for key in keys]
-    missing = pool.map(run, [cell for cell, known in zip(cells, kept, strict=True) if known is None])
+    missing = pool.map(play, [cell for cell, known in zip(cells, kept, strict=True) if known is None])
     for cell, key, known in zip(cells, keys, kept, strict=True):
         metrics = next(missing) if known is None else known
         if known is None and store is not None:
@@ -145,14 +154,14 @@ def main() -> None:
         bar = progress.add_task("runs", total=total)
         for name, x, dram, presets in groups:
             try:
-                tasks = num_tasks(name, x, options)
+                tasks = num_tasks(load(name), x, options)
                 cells = [
                     Cell(name, preset, x, dram, seed, tasks, options.workers)
                     for preset in presets
                     for seed in range(options.seeds)
                 ]
                 results = {}
-                for cell, metrics in zip(cells, results_of(cells, store, pool), strict=True):
+                for cell, metrics in zip(cells, results_of(cells, run, store, pool), strict=True):
                     results[cell] = metrics
                     progress.advance(bar)
             except UsageError as error:  # a workload that cannot run is a row of its own
