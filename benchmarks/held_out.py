@@ -155,7 +155,8 @@ def main() -> None:
                 over.setdefault((preset, dram, x), []).append(ratio)
             best = min(PRESETS[:-2], key=lambda preset: over_own[preset])
             print(
-                f"{number} at {x:g}, tier {dram}: {own['tct_mean_s']:.0f} s, over vllm_apc {over_own['vllm_apc']:.2f}x, "
+                f"{number} at {x:g}, tier {dram}: {own['tct_mean_s']:.0f} s, "
+                f"over vllm_apc {over_own['vllm_apc']:.2f}x, "
                 f"over the best rival {over_own[best]:.2f}x {best}, of the bound {over_own['infinite_kv']:.0%}, "
                 f"regenerated {own['regenerated_share']:.1%}, {tasks} tasks ({world(number).words})",
                 flush=True,
