@@ -67,6 +67,15 @@ def test_nobody_is_the_fastest_while_others_wait(make_up: MakeUp) -> None:
     assert PARTS["comparison"].section(PLAN, found).reasons == []
 
 
+def test_shares_in_time_stand_beside_completion_times(make_up: MakeUp) -> None:
+    """Of every system at every load, by all three multiples of the isolated time; of every tenant too."""
+    tables = PARTS["comparison"].section(PLAN, runs(make_up)).tables
+    in_time = next(table for table in tables if "isolated" in table.title)
+    assert in_time.rows[0] == ("vllm_apc", *["40.0 % / 80.0 % / 90.0 %"] * 3)
+    titles = [table.title for table in PARTS["tenants"].section(PLAN, runs(make_up)).tables]
+    assert titles == ["TCT mean s", "within 1.5x", "within 2x", "within 2.5x"]
+
+
 def test_one_tenant_needs_no_table(make_up: MakeUp) -> None:
     """And says so; several are named, the worst served among them."""
     alone = Results(1)
