@@ -42,7 +42,7 @@ NAIVE: dict[str, Change] = {
 
 
 class Without:
-    """A forecaster with one of its answers replaced."""
+    """A forecaster with one of its answers replaced; the compiled core takes no stranger in that place."""
 
     def __init__(self, model: Any, change: Change) -> None:
         self._model = model

@@ -39,6 +39,7 @@ COMPILED = (
     "saga/sim/decisions.py",
     "saga/sim/driver.py",
     "saga/sim/fleet.py",
+    "saga/sim/log.py",
     "saga/vllm_plugin/sessions.py",
     "saga/workflow/*.py",
     "saga/workloads/conversation.py",

@@ -5,6 +5,7 @@ Policies never see the scheduler's tables. The scheduler fills these views; they
 
 from __future__ import annotations
 
+from math import inf
 from typing import TypeAlias
 
 PromptPath: TypeAlias = tuple[tuple[int, int], ...]
@@ -40,7 +41,7 @@ class CacheOwner:
         self.session = session
         self.standing = "unknown"
         self.last_use_s = 0.0
-        self.expected_use_s = float("inf")
+        self.expected_use_s = inf
         self.reuse_probability = 1.0
         self.steps_to_use = 1.0
         self.context_tokens = 0

@@ -7,9 +7,8 @@ The CPU time of a scheduler step is not included. Source of the form and the fig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from math import sqrt
-from typing import Protocol
 
 import numpy as np
 
@@ -18,9 +17,15 @@ from saga.engine.hardware import Hardware
 _TABLE_TOKENS = 8192
 
 
-class Latency(Protocol):
-    """Seconds of iterations; everything non-decreasing in each argument."""
+class Latency(ABC):
+    """Seconds of iterations; everything non-decreasing in each argument.
 
+    own_share: how much of its own chunk a prefilled token costs as context, from 0.5 (what stands before it) to 1.
+    """
+
+    own_share: float
+
+    @abstractmethod
     def iteration_s(
         self, prefill_tokens: int, prefill_work: float, num_decodes: int, decode_context_tokens: int
     ) -> float:
@@ -29,34 +34,28 @@ class Latency(Protocol):
         prefill_work: sum over chunks of new * (context + own_share * new), context before the chunk.
         decode_context_tokens: sum over decoding calls of the context they attend to, their new token included.
         """
-        ...
 
+    @abstractmethod
     def decode_run_s(self, num_decodes: int, context_tokens: int, num_iterations: int) -> float:
         """`num_iterations` decode-only iterations; context_tokens as in iteration_s for the first of them."""
-        ...
 
+    @abstractmethod
     def decode_iterations_within(
         self, num_decodes: int, context_tokens: int, num_iterations: int, seconds: float
     ) -> int:
         """The fewest iterations (0..num_iterations) of that run that last at least `seconds`."""
-        ...
 
+    @abstractmethod
     def isolated_s(self, cached_tokens: int, prompt_tokens: int, output_tokens: int, chunk_tokens: int) -> float:
         """One call alone on an idle worker."""
-        ...
 
     @property
-    def own_share(self) -> float:
-        """How much of its own chunk a prefilled token costs as context: from 0.5 (what stands before it) to 1 (all)."""
-        ...
-
-    @property
+    @abstractmethod
     def prefill_tokens_per_s(self) -> float:
         """A representative rate: full chunks of 2,048 at 16,384 tokens of context."""
-        ...
 
 
-class LatencyModel:
+class LatencyModel(Latency):
     """The cost model of one worker. Construction O(8192); every question O(1) except isolated_s, O(chunks)."""
 
     def __init__(self, hardware: Hardware) -> None:
@@ -129,12 +128,12 @@ class LatencyModel:
         return 2048 / self.iteration_s(2048, 2048 * (16_384 + self.own_share * 2048), 0, 0)
 
 
-@dataclass(frozen=True)
-class ConstantLatency:
+class ConstantLatency(Latency):
     """Every iteration takes the same time: the twin for tests and for teaching."""
 
-    seconds: float = 1.0
-    own_share: float = 1.0
+    def __init__(self, seconds: float = 1.0, own_share: float = 1.0) -> None:
+        self.seconds = seconds
+        self.own_share = own_share
 
     def iteration_s(
         self, prefill_tokens: int, prefill_work: float, num_decodes: int, decode_context_tokens: int

@@ -5,35 +5,39 @@ Both leave removed entries in place and skip them later. They refuse to know why
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from heapq import heappop, heappush
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from saga.engine.calls import EngineRequest
 
 
-class WaitingQueue(Protocol):
+class WaitingQueue(ABC):
     """len() is the number of live requests; head() may only be asked where there is one."""
 
-    def __len__(self) -> int: ...
+    @abstractmethod
+    def __len__(self) -> int:
+        """Live requests."""
+
+    @abstractmethod
     def push(self, request: EngineRequest) -> None:
         """A new request. O(log n) at most."""
-        ...
 
+    @abstractmethod
     def push_front(self, request: EngineRequest) -> None:
         """A request that comes back: preempted, or its transfer has landed."""
-        ...
 
+    @abstractmethod
     def head(self) -> EngineRequest:
         """The next to run."""
-        ...
 
+    @abstractmethod
     def discard(self, request: EngineRequest) -> None:
         """Take a waiting request out, wherever it is. O(1)."""
-        ...
 
 
-class FcfsQueue:
+class FcfsQueue(WaitingQueue):
     """Order of arrival; what comes back goes to the front."""
 
     def __init__(self) -> None:
@@ -70,7 +74,7 @@ class FcfsQueue:
         self._live -= 1
 
 
-class PriorityQueue:
+class PriorityQueue(WaitingQueue):
     """Order of (priority, arrival), lower first; what comes back takes its old place."""
 
     def __init__(self) -> None:

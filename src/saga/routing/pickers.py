@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from saga.views import WorkerView
 
 
-class Picker(Protocol):
+class Picker:
     """A frozen dataclass that picks one of the scored workers."""
 
     def pick(self, scored: Sequence[tuple[float, WorkerView]]) -> WorkerView:
         """One of them; `scored` is not empty."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Best:
+class Best(Picker):
     """The highest score; ties go to the worker that joined first."""
 
     def pick(self, scored: Sequence[tuple[float, WorkerView]]) -> WorkerView:

@@ -48,16 +48,14 @@ class Profile:
 
     def pick(self, session: SessionView, candidates: Iterable[WorkerView]) -> WorkerView | None:
         """The best candidate, None if the filters leave nobody. O(candidates x scorers)."""
-        keeps = [rule.keep for rule in self.filters]
-        scores = [(scorer.score, weight) for scorer, weight in self.scorers]
         scored: list[tuple[float, WorkerView]] = []
         for worker in candidates:
-            for keep in keeps:
-                if not keep(session, worker):
+            for rule in self.filters:
+                if not rule.keep(session, worker):
                     break
             else:
                 total = 0.0
-                for score, weight in scores:
-                    total += weight * score(session, worker)
+                for scorer, weight in self.scorers:
+                    total += weight * scorer.score(session, worker)
                 scored.append((total, worker))
         return self.picker.pick(scored) if scored else None

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from saga.views import SessionView, WorkerView
 
 
-class Scorer(Protocol):
+class Scorer:
     """A frozen dataclass that scores one worker for one session."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:
         """0..1, higher is better. O(1)."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class LeastLoaded:
+class LeastLoaded(Scorer):
     """Fewest calls at work."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:
@@ -26,7 +25,7 @@ class LeastLoaded:
 
 
 @dataclass(frozen=True)
-class FewestLive:
+class FewestLive(Scorer):
     """Fewest live sessions: calls at work flicker with tool gaps, sessions do not."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:
@@ -35,7 +34,7 @@ class FewestLive:
 
 
 @dataclass(frozen=True)
-class LeastReserved:
+class LeastReserved(Scorer):
     """Least reserved memory: where a new session fits best."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:
@@ -44,7 +43,7 @@ class LeastReserved:
 
 
 @dataclass(frozen=True)
-class SessionAffinity:
+class SessionAffinity(Scorer):
     """1 for the session's home; with `theta`, only while its load (live contexts / KV) is below (the paper's rule)."""
 
     theta: float | None = None
@@ -57,7 +56,7 @@ class SessionAffinity:
 
 
 @dataclass(frozen=True)
-class PrefixAffinity:
+class PrefixAffinity(Scorer):
     """Share of the prompt that is already there, device or host (SGLang, vllm-router cache-aware)."""
 
     min_share: float = 0.0
@@ -71,7 +70,7 @@ class PrefixAffinity:
 
 
 @dataclass(frozen=True)
-class Freest:
+class Freest(Scorer):
     """Most freeness: free memory per call at work, less than none where calls wait for more than there is (Llumnix)."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:
@@ -85,7 +84,7 @@ def freeness_tokens(worker: WorkerView) -> float:
 
 
 @dataclass(frozen=True)
-class LMetric:
+class LMetric(Scorer):
     """Tokens to prefill x calls at work, smallest first (LMetric: one multiplication)."""
 
     def score(self, session: SessionView, worker: WorkerView) -> float:

@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TypeAlias
 
 from saga.events import Hints
 from saga.workflow.forecast import Forecast
 from saga.workflow.gaps import GapModel
 from saga.workflow.model import Track, WorkflowModel
-
-
-class Forecaster(Protocol):
-    """The part of `workflow.model.WorkflowModel` that the scheduler uses."""
-
-    def open(self, workflow: str, hints: Hints | None = None, *, parent: Track | None = None) -> Track:
-        """Begin to follow a session, a child of `parent`'s where there is one."""
-        ...
-
-    def step_arrived(
-        self,
-        track: Track,
-        *,
-        gap_s: float | None,
-        gap_kind: str,
-        prompt_tokens: int,
-        common_tokens: int | None,
-        hints: Hints | None,
-    ) -> None:
-        """A gap is over: learn from it."""
-        ...
-
-    def step_finished(
-        self, track: Track, *, tool_calls: tuple[str, ...], output_tokens: int, prompt_tokens: int
-    ) -> None:
-        """A gap begins."""
-        ...
-
-    def session_ended(self, track: Track) -> None:
-        """No step follows."""
-        ...
-
-    def forecast(self, track: Track, waited_s: float = 0.0) -> Forecast:
-        """What is expected of the session."""
-        ...
 
 
 def nothing_known() -> Forecast:
@@ -71,15 +36,30 @@ class NoForecasts:
         """One track for all: nothing is written to it."""
         return self._track
 
-    def step_arrived(self, *_told: object, **_more: object) -> None:
+    def step_arrived(
+        self,
+        track: Track,
+        *,
+        gap_s: float | None,
+        gap_kind: str,
+        prompt_tokens: int,
+        common_tokens: int | None,
+        hints: Hints | None,
+    ) -> None:
         """Nothing is learned."""
 
-    def step_finished(self, *_told: object, **_more: object) -> None:
+    def step_finished(
+        self, track: Track, *, tool_calls: tuple[str, ...], output_tokens: int, prompt_tokens: int
+    ) -> None:
         """Nothing is learned."""
 
-    def session_ended(self, *_told: object) -> None:
+    def session_ended(self, track: Track) -> None:
         """Nothing is learned."""
 
     def forecast(self, track: Track, waited_s: float = 0.0) -> Forecast:
         """The same for everybody."""
         return self._forecast
+
+
+Forecaster: TypeAlias = WorkflowModel | NoForecasts
+"""What the scheduler asks: a union, not a protocol, so that compiled code calls either without looking names up."""

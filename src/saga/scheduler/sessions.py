@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from enum import IntEnum
+from math import inf
 
 from saga.errors import ProtocolError
 from saga.events import StepArrived
@@ -139,11 +140,11 @@ class Session(SessionView):
         self.priority = 0
         self.gave_way = False
         self.away_since_s: float | None = None
-        self.hold_until_s = float("inf")
-        self.roam_at_s = float("inf")
-        self.prefetch_at_s = float("inf")
-        self.overdue_at_s = float("inf")
-        self.look_at_s = float("inf")
+        self.hold_until_s = inf
+        self.roam_at_s = inf
+        self.prefetch_at_s = inf
+        self.overdue_at_s = inf
+        self.look_at_s = inf
         self.overdue = False
         self.last_seen_s = event.at_s
         self.place = 0

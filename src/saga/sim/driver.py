@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from math import inf
+from typing import Final
 
 import numpy as np
 
@@ -40,6 +42,7 @@ _ARRIVE, _ENGINE, _TICK, _START, _SAMPLE = range(5)
 _SAMPLE_S = 5.0
 _MAX_TIMELINE = 20_000
 _FILLERS = 4
+_NEVER_S: Final = inf
 
 
 def simulate(
@@ -143,9 +146,9 @@ class Simulation:
         self._on_progress = on_progress
         self._heap: list[tuple[float, int, int, object]] = []
         self._sequence = 0
-        self._tick_s = float("inf")
+        self._tick_s = _NEVER_S
         self._told = False
-        self._due = dict.fromkeys(self.fleet.names, float("inf"))
+        self._due = dict.fromkeys(self.fleet.names, _NEVER_S)
         self._live: dict[str, tuple[_Thread, int]] = {}
         self._threads: dict[str, _Thread] = {}
         self._seen: dict[int, int] = {}
@@ -203,7 +206,7 @@ class Simulation:
             self._arrive(what, at_s)
         elif kind == _TICK:
             if at_s >= self._tick_s:
-                self._tick_s = float("inf")
+                self._tick_s = _NEVER_S
                 self._tell(ev.Tick(at_s))
         elif kind == _START:
             self._start_task(at_s, what if isinstance(what, Task) else None)
@@ -375,13 +378,13 @@ class Simulation:
         due_s = self.fleet.engines[worker].next_event_s()
         if due_s != self._due[worker]:
             self._due[worker] = due_s
-            if due_s < float("inf"):
+            if due_s < _NEVER_S:
                 self._push(max(due_s, at_s), _ENGINE, worker)
 
     def _advance(self, worker: str, at_s: float) -> None:
         if at_s < self._due[worker]:
             return  # what was due then has been put off
-        self._due[worker] = float("inf")
+        self._due[worker] = _NEVER_S
         for outcome in self.fleet.engines[worker].advance(at_s):
             if outcome.kind == "finished":
                 assert outcome.request is not None
