@@ -350,6 +350,7 @@ def _enter(pool: KvPool, visit: Visit, seen: int, tally: Tally, cost: PrefillCos
     """A call takes its room; what it found is counted."""
     hit = pool.lookup(visit.spans, visit.prompt_blocks)
     lease = pool.open(visit.session, visit.spans, hit)
+    pool.rewritten(visit.session)
     if not pool.grow(lease, visit.context_tokens):
         raise UsageError(f"kv_tokens: a context of {visit.context_tokens} tokens does not fit beside those in flight")
     block_tokens, prompt_tokens = pool.block_tokens, visit.call.prompt_tokens
