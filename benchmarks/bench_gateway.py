@@ -3,8 +3,9 @@
     python benchmarks/bench_gateway.py [--quick] [--rivals VENV] [--rival NAME="COMMAND {workers} {port}"] [--json FILE]
 
 Mock workers with a constant answer run in a process of their own; each contender (the front with trivial parts, with
-and without uvloop; `saga serve` with all its parts; the aiohttp twin; rivals) in another; the load comes from this
-process. All are measured in turn, block by block, in the same run, so ratios hold where absolute figures do not.
+and without uvloop; `saga serve` with all its parts, as Python and compiled by `make native`; the aiohttp twin; rivals)
+in another; the load comes from this process. All are measured in turn, block by block, in the same run, so ratios hold
+where absolute figures do not.
 Baselines are named: `direct` for latency added, `--baseline` (the twin) for ratios.
 
 --rivals VENV starts `vllm-router` (with consistent hashing, with program scheduling) and `sglang-router` from
@@ -381,6 +382,7 @@ def set_up(arguments: argparse.Namespace) -> tuple[list[Contender], list[subproc
         "front": "",
         "front without uvloop": "",
         "saga serve": f"{saga} serve --port {{port}} --admin-port {{spare}} {flags}",
+        "saga serve native": f"env SAGA_CORE=native {saga} serve --port {{port}} --admin-port {{spare}} {flags}",
         "twin": "",
     }
     if arguments.only:

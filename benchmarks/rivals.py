@@ -2,10 +2,11 @@
 
     python benchmarks/rivals.py [--quick] [--venv .venv-rivals] [--no-install] [--json FILE]
 
-Installs the routers' wheels (`PINNED`) into an environment of their own if they are not there, then measures, block by
-block in turn: the direct call, `saga serve` (scheduler, identity, metrics, all on), `vllm-router` with consistent
-hashing, `vllm-router` with program scheduling (the same job as ours, and the baseline), `sglang-router` cache-aware.
-Added latency p50 and p95 at 2 KB, 200 KB and 1 MB (one client); requests/s of 16 and 64 clients and the CPU they cost;
+Installs the routers' wheels (`PINNED`) into an environment of their own if they are not there, compiles SAGA's core if
+it is not (`native/build.py`; minutes), then measures, block by block in turn: the direct call, `saga serve` (scheduler,
+identity, metrics, all on), the same compiled (SAGA_CORE=native), `vllm-router` with consistent hashing, `vllm-router`
+with program scheduling (the same job as ours, and the baseline), `sglang-router` cache-aware. Added latency p50 and
+p95 at 2 KB, 200 KB and 1 MB (one client); requests/s of 16 and 64 clients and the CPU they cost;
 CPU per streamed token of 64 paced streams. Ratios in brackets: above 1 is better than the baseline. A second table
 holds the median of the rounds' own ratios: on a busy machine rounds differ, and within one all had the same weather.
 
@@ -32,7 +33,9 @@ from mock_fleet import Gateway, saga_command
 
 PINNED = ("vllm-router==0.1.17", "sglang-router==0.3.2")
 BASELINE = "vllm-router program"
-HOME = Path(__file__).resolve().parent.parent / ".venv-rivals"
+ROOT = Path(__file__).resolve().parent.parent
+HOME = ROOT / ".venv-rivals"
+BUILD = ROOT / "native" / "build.py"
 
 
 def environment(home: Path, *, install: bool = True) -> Path:
@@ -110,11 +113,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     home = environment(arguments.venv, install=not arguments.no_install)
+    if not arguments.no_install:
+        subprocess.run([sys.executable, str(BUILD)], check=False)
     settings = argparse.Namespace(
         quick=arguments.quick,
         rivals=home,
         rival=[],
-        only=["saga serve", *(["front"] if arguments.front else [])],
+        only=["saga serve", "saga serve native", *(["front"] if arguments.front else [])],
     )
     contenders, processes = bench_gateway.set_up(settings)
     try:

@@ -11,11 +11,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from msgspec import Raw
 
+from saga.gateway.answer_fields import (
+    Chat,
+    ChatMessage,
+    Message,
+    MessageEvent,
+    OutputItem,
+    Response,
+    ResponseEvent,
+    Usage,
+)
 from saga.gateway.contracts import Answer, AnswerWatcher, Call, Kind
 from saga.gateway.tools import MAX_ARGUMENT_CHARS, label
 
@@ -26,123 +35,12 @@ _MAX_TOOL_CALLS: Final = 64
 _EDGE_CHARS: Final = 2_048
 
 
-class _Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    """Usage in the words of all three formats."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-
-
-class _Function(msgspec.Struct, gc=False):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _ToolCall(msgspec.Struct, gc=False):
-    index: int | None = None
-    function: _Function | None = None
-
-
-class _ChatMessage(msgspec.Struct, gc=False):
-    content: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-    function_call: _Function | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    index: int = 0
-    delta: _ChatMessage | None = None
-    message: _ChatMessage | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Chat(msgspec.Struct, gc=False):
-    """A chat or text completion, or a chunk of one."""
-
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: Any = None
-    object: str = ""
-
-
-class _Part(msgspec.Struct, gc=False):
-    type: str = ""
-    text: str | None = None
-
-
-class _OutputItem(msgspec.Struct, gc=False):
-    type: str = ""
-    name: str | None = None
-    arguments: str | None = None
-    action: Raw = Raw(b"")
-    content: list[_Part] | None = None
-
-
-class _Response(msgspec.Struct, gc=False):
-    id: str | None = None
-    status: str | None = None
-    usage: _Usage | None = None
-    output: list[_OutputItem] | None = None
-    error: Any = None
-
-
-class _ResponseEvent(msgspec.Struct, gc=False):
-    type: str = ""
-    delta: str | None = None
-    item: _OutputItem | None = None
-    response: _Response | None = None
-    error: Any = None
-
-
-class _BlockDelta(msgspec.Struct, gc=False):
-    text: str | None = None
-    partial_json: str | None = None
-    stop_reason: str | None = None
-
-
-class _Block(msgspec.Struct, gc=False):
-    type: str = ""
-    text: str | None = None
-    name: str | None = None
-    input: Raw = Raw(b"")
-
-
-class _Message(msgspec.Struct, gc=False):
-    type: str = ""
-    id: str | None = None
-    content: list[_Block] | None = None
-    stop_reason: str | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-class _MessageEvent(msgspec.Struct, gc=False):
-    type: str = ""
-    index: int = 0
-    message: _Message | None = None
-    content_block: _Block | None = None
-    delta: _BlockDelta | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-_READ_CHAT: Final = msgspec.json.Decoder(_Chat)
-_READ_RESPONSE: Final = msgspec.json.Decoder(_Response)
-_READ_RESPONSE_EVENT: Final = msgspec.json.Decoder(_ResponseEvent)
-_READ_MESSAGE: Final = msgspec.json.Decoder(_Message)
-_READ_MESSAGE_EVENT: Final = msgspec.json.Decoder(_MessageEvent)
-_READ_USAGE: Final = msgspec.json.Decoder(_Usage)
+_READ_CHAT: Final = msgspec.json.Decoder(Chat)
+_READ_RESPONSE: Final = msgspec.json.Decoder(Response)
+_READ_RESPONSE_EVENT: Final = msgspec.json.Decoder(ResponseEvent)
+_READ_MESSAGE: Final = msgspec.json.Decoder(Message)
+_READ_MESSAGE_EVENT: Final = msgspec.json.Decoder(MessageEvent)
+_READ_USAGE: Final = msgspec.json.Decoder(Usage)
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
@@ -184,7 +82,7 @@ class _Seen:
         """A tool call seen at once."""
         self.tool(len(self._names), name, arguments)
 
-    def usage(self, usage: _Usage) -> None:
+    def usage(self, usage: Usage) -> None:
         """The engine's own count, in whichever words."""
         answer = self.answer
         prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
@@ -217,7 +115,7 @@ def _sane(count: int | None, before: int | None) -> int | None:
     return count if count is not None and 0 <= count < 2**40 else before
 
 
-def _see_chat(chunk: _Chat, seen: _Seen) -> None:
+def _see_chat(chunk: Chat, seen: _Seen) -> None:
     if chunk.error is not None or chunk.object == "error":
         seen.answer.error = True
     if chunk.usage is not None:
@@ -234,7 +132,7 @@ def _see_chat(chunk: _Chat, seen: _Seen) -> None:
             _see_chat_message(said, seen)
 
 
-def _see_chat_message(said: _ChatMessage, seen: _Seen) -> None:
+def _see_chat_message(said: ChatMessage, seen: _Seen) -> None:
     if said.content:
         seen.text(said.content)
     for place, call in enumerate(said.tool_calls or ()):
@@ -245,14 +143,14 @@ def _see_chat_message(said: _ChatMessage, seen: _Seen) -> None:
         seen.tool(0, said.function_call.name, said.function_call.arguments)
 
 
-def _see_item(item: _OutputItem, seen: _Seen) -> None:
+def _see_item(item: OutputItem, seen: _Seen) -> None:
     if item.type in ("function_call", "custom_tool_call"):
         seen.whole_tool(item.name, item.arguments)
     elif item.type == "local_shell_call":
         seen.whole_tool("local_shell", bytes(item.action).decode("utf-8", "replace"))
 
 
-def _see_response(response: _Response, seen: _Seen, *, items: bool) -> None:
+def _see_response(response: Response, seen: _Seen, *, items: bool) -> None:
     answer = seen.answer
     answer.response_id = response.id or answer.response_id
     if response.usage is not None:
@@ -267,7 +165,7 @@ def _see_response(response: _Response, seen: _Seen, *, items: bool) -> None:
             seen.text(part.text or "")
 
 
-def _see_message(message: _Message, seen: _Seen) -> None:
+def _see_message(message: Message, seen: _Seen) -> None:
     seen.answer.response_id = message.id or seen.answer.response_id
     if message.error is not None or message.type == "error":
         seen.answer.error = True
@@ -344,7 +242,7 @@ class StreamWatcher:
         except _UNREADABLE:
             return
 
-    def _response_event(self, event: _ResponseEvent) -> None:
+    def _response_event(self, event: ResponseEvent) -> None:
         seen = self._seen
         if event.type == "response.output_text.delta":
             seen.text(event.delta or "")
@@ -357,7 +255,7 @@ class StreamWatcher:
             _see_response(event.response, seen, items=False)
             self.done = event.type in ("response.completed", "response.incomplete", "response.failed")
 
-    def _message_event(self, event: _MessageEvent) -> None:
+    def _message_event(self, event: MessageEvent) -> None:
         seen = self._seen
         if event.delta is not None:
             if event.delta.text:

@@ -14,92 +14,33 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import Raw, UnsetType
 
+from saga.gateway.body_fields import (
+    NONE,
+    Chat,
+    Completions,
+    Embeddings,
+    Fields,
+    Item,
+    Messages,
+    Responses,
+    Streaming,
+)
 from saga.gateway.contracts import Kind, Refused
 from saga.wire import BODY_FIELDS
 
 MAX_ITEMS: Final = 50_000
 MAX_MODEL_CHARS: Final = 512
 _MAX_EXTENSION_BYTES: Final = 65_536
-_NONE: Final = Raw(b"")
 
-
-class Item(msgspec.Struct, gc=False):
-    """A message (chat, Anthropic) or an input item (responses): the parts that make it what it is, raw."""
-
-    role: str = ""
-    type: str | None = ""
-    content: Raw = _NONE
-    tool_calls: Raw = _NONE
-    name: Raw = _NONE
-    arguments: Raw = _NONE
-    output: Raw = _NONE
-
-
-class _Streaming(msgspec.Struct, gc=False):
-    include_usage: bool | None = None
-
-
-class _Fields(msgspec.Struct, gc=False):
-    """What any kind of call may say. Extension fields stay raw until a convention asks for them."""
-
-    model: str | UnsetType = UNSET
-    stream: bool | None = None
-    stream_options: _Streaming | UnsetType | None = UNSET
-    max_tokens: float | None = None
-    max_completion_tokens: float | None = None
-    max_output_tokens: float | None = None
-    tools: Raw = _NONE
-    previous_response_id: str | None = None
-    store: bool | None = None
-    # extensions, in the order of their first convention
-    saga: Raw = _NONE
-    nvext: Raw = _NONE
-    vllm_xargs: Raw = _NONE
-    agent_hint: Raw = _NONE
-    metadata: Raw = _NONE
-    cache_control: Raw = _NONE
-    litellm_session_id: Raw = _NONE
-    session_id: Raw = _NONE
-    cache_salt: Raw = _NONE
-    priority: Raw = _NONE
-    session_params: Raw = _NONE
-    conversation: Raw = _NONE
-    conversation_id: Raw = _NONE
-    prompt_cache_key: Raw = _NONE
-    user: Raw = _NONE
-
-
-class _Chat(_Fields, gc=False):
-    messages: list[Item] | UnsetType = UNSET
-
-
-class _Messages(_Fields, gc=False):
-    messages: list[Item] | UnsetType = UNSET
-    system: Raw = _NONE
-
-
-class _Completions(_Fields, gc=False):
-    prompt: Raw = _NONE
-
-
-class _Responses(_Fields, gc=False):
-    input: Raw = _NONE
-    instructions: Raw = _NONE
-
-
-class _Embeddings(_Fields, gc=False):
-    input: Raw = _NONE
-
-
-_FIELDS = TypeVar("_FIELDS", bound=_Fields)
-_EXTENSIONS: Final = tuple(sorted(BODY_FIELDS & set(_Fields.__struct_fields__)))
-_CHAT: Final = msgspec.json.Decoder(_Chat)
-_MESSAGES: Final = msgspec.json.Decoder(_Messages)
-_COMPLETIONS: Final = msgspec.json.Decoder(_Completions)
-_RESPONSES: Final = msgspec.json.Decoder(_Responses)
-_EMBEDDINGS: Final = msgspec.json.Decoder(_Embeddings)
+_FIELDS = TypeVar("_FIELDS", bound=Fields)
+_EXTENSIONS: Final = tuple(sorted(BODY_FIELDS & set(Fields.__struct_fields__)))
+_CHAT: Final = msgspec.json.Decoder(Chat)
+_MESSAGES: Final = msgspec.json.Decoder(Messages)
+_COMPLETIONS: Final = msgspec.json.Decoder(Completions)
+_RESPONSES: Final = msgspec.json.Decoder(Responses)
+_EMBEDDINGS: Final = msgspec.json.Decoder(Embeddings)
 _ITEMS: Final = msgspec.json.Decoder(list[Item])
 _JSON_SPACE: Final = b" \t\n\r"
 
@@ -130,11 +71,11 @@ class Body:
         "tools",
     )
 
-    def __init__(self, said: _Fields, size: int) -> None:
+    def __init__(self, said: Fields, size: int) -> None:
         self.model = _model(said.model)
         self.stream = bool(said.stream)
         self.asks_usage = (
-            None if not isinstance(said.stream_options, _Streaming) else bool(said.stream_options.include_usage)
+            None if not isinstance(said.stream_options, Streaming) else bool(said.stream_options.include_usage)
         )
         self.max_output_tokens = _limit(said)
         self.tools = bytes(said.tools)
@@ -188,7 +129,7 @@ def parse(kind: Kind, body: bytes) -> Body:
     return read
 
 
-def _with_items(said: _Chat | _Messages, body: bytes, name: str) -> Body:
+def _with_items(said: Chat | Messages, body: bytes, name: str) -> Body:
     if isinstance(said.messages, UnsetType):
         raise _missing(name)
     if not said.messages:
@@ -202,7 +143,7 @@ def _with_items(said: _Chat | _Messages, body: bytes, name: str) -> Body:
     return read
 
 
-def _response(said: _Responses, body: bytes) -> Body:
+def _response(said: Responses, body: bytes) -> Body:
     raw = _content(said.input)
     if not raw and said.previous_response_id is None:
         raise _missing("input")
@@ -223,7 +164,7 @@ def _response(said: _Responses, body: bytes) -> Body:
     return read
 
 
-def _completion(said: _Completions, body: bytes) -> Body:
+def _completion(said: Completions, body: bytes) -> Body:
     raw = _content(said.prompt)
     if not raw:
         raise _missing("prompt")
@@ -283,7 +224,7 @@ def _model(said: str | UnsetType) -> str:
     return said
 
 
-def _limit(said: _Fields) -> int | None:
+def _limit(said: Fields) -> int | None:
     for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
         limit: float | None = getattr(said, name)
         if limit is not None:
@@ -299,10 +240,10 @@ def _content(raw: Raw) -> bytes:
     return b"" if value == b"null" else value
 
 
-def _extensions(said: _Fields) -> tuple[tuple[str, bytes], ...]:
+def _extensions(said: Fields) -> tuple[tuple[str, bytes], ...]:
     found: list[tuple[str, bytes]] = []
     for name in _EXTENSIONS:
         raw: Raw = getattr(said, name)
-        if raw is not _NONE and len(raw) <= _MAX_EXTENSION_BYTES:
+        if raw is not NONE and len(raw) <= _MAX_EXTENSION_BYTES:
             found.append((name, bytes(raw)))
     return tuple(found)

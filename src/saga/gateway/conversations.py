@@ -33,8 +33,10 @@ from typing import Final, Protocol
 import msgspec
 from xxhash import xxh3_64_intdigest as xxh3
 
-from saga.gateway.body import Body, Item
+from saga.gateway.body import Body
+from saga.gateway.body_fields import Item
 from saga.gateway.contracts import Answer
+from saga.gateway.saved import SavedConversation
 from saga.gateway.tools import MAX_NAME_CHARS
 
 _NULL: Final = msgspec.Raw(b"null")
@@ -320,44 +322,32 @@ class Conversation:
 _NEVER: Final = float("-inf")
 
 
-class _Saved(msgspec.Struct, array_like=True, gc=False):
-    """A conversation as it outlives its process. age_s: since it was last seen; was_live: its last step had no end."""
-
-    session: str
-    parent: str | None
-    task: str
-    root: int
-    model: str
-    chain: bytes
-    end: int
-    prefix: int
-    last: int
-    size: int
-    text: int
-    body: int
-    step: str
-    age_s: float
-    was_live: bool
-    prompt_tokens: int
-    output_tokens: int
-    answer: int
-    ending: int
-    tools: tuple[str, ...]
-    children: int
+_SAVED: Final = msgspec.msgpack.Decoder(list[SavedConversation])
 
 
-_SAVED: Final = msgspec.msgpack.Decoder(list[_Saved])
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Placement:
     """Where a prompt belongs. common_tokens: None where nothing is known. why: one of the words of this module."""
 
     conversation: Conversation
     why: str
     prompt_tokens: int
-    common_tokens: int | None = None
-    retry_of: str = ""
+    common_tokens: int | None
+    retry_of: str
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        why: str,
+        prompt_tokens: int,
+        common_tokens: int | None = None,
+        retry_of: str = "",
+    ) -> None:
+        self.conversation = conversation
+        self.why = why
+        self.prompt_tokens = prompt_tokens
+        self.common_tokens = common_tokens
+        self.retry_of = retry_of
 
     @property
     def session(self) -> str:
@@ -400,10 +390,10 @@ class Conversations:
         digest: Prompt,
         *,
         scope: str,
+        at_s: float,
         named: str | None = None,
         parent: str | None = None,
         model: str = "",
-        at_s: float,
         bytes_per_token: float = 4.0,
         retrying: bool = False,
         after: str | None = None,
@@ -498,7 +488,7 @@ class Conversations:
             if saved.age_s + away_s <= self.settings.max_idle_s and len(self._table) < self.settings.max_conversations:
                 self._revive(saved, at_s, away_s)
 
-    def _revive(self, saved: _Saved, at_s: float, away_s: float) -> None:
+    def _revive(self, saved: SavedConversation, at_s: float, away_s: float) -> None:
         conversation = Conversation(saved.session, saved.parent, saved.task)
         for name in _KEPT:
             setattr(conversation, name, getattr(saved, name))
@@ -734,13 +724,15 @@ class Conversations:
 
 
 _KEPT: Final = tuple(
-    name for name in _Saved.__struct_fields__ if name not in ("session", "parent", "task", "model", "age_s", "was_live")
+    name
+    for name in SavedConversation.__struct_fields__
+    if name not in ("session", "parent", "task", "model", "age_s", "was_live")
 )
 """Fields that are the same in a conversation and in what is saved of it."""
 
 
-def _saved(conversation: Conversation, at_s: float) -> _Saved:
-    return _Saved(
+def _saved(conversation: Conversation, at_s: float) -> SavedConversation:
+    return SavedConversation(
         session=conversation.session,
         parent=conversation.parent,
         task=conversation.task,

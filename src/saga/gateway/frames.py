@@ -570,7 +570,7 @@ def reading(place: Place, tenant: Tenant) -> Reading:
         place.parent,
         place.task,
         place.deadline_s,
-        place.retrying,
+        retrying=place.retrying,
     )
 
 

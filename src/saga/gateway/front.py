@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl as tls
+from typing import Any, Final
 
 from saga.gateway.codings import open_body
 from saga.gateway.contracts import KINDS, Identity, Refused, Scheduling
@@ -20,9 +21,9 @@ from saga.gateway.relay import Cold, Exchange, Relay, Watchers
 from saga.gateway.rewriting import refusal, whole_answer
 from saga.gateway.upstream import NEVER, ConnectionPool
 
-_COLD = frozenset({"/v1/models", "/health", "/ready"})
-_MOST_AHEAD = 65_536
-_PIECE_OVERHEAD_BYTES = 64
+_COLD: Final = frozenset({"/v1/models", "/health", "/ready"})
+_MOST_AHEAD: Final = 65_536
+_PIECE_OVERHEAD_BYTES: Final = 64
 
 
 class Front:
@@ -69,7 +70,7 @@ class Front:
         self, host: str, port: int, *, reuse_port: bool = False, ssl: tls.SSLContext | None = None
     ) -> tuple[str, int]:
         """Listen; port 0 lets the system choose. Returns (host, port). Raises OSError."""
-        server = await self._loop.create_server(
+        server: Any = await self._loop.create_server(  # uvloop's, whose sockets are a list
             lambda: ClientConnection(self), host, port, reuse_port=reuse_port or None, ssl=ssl, backlog=1_024
         )
         self._servers.append(server)

@@ -16,27 +16,27 @@ refuses to know routes, workers and time; the front turns `phase` into deadlines
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Final
 
 from saga.gateway.contracts import Refused, Request
 from saga.gateway.limits import MessageLimits
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
-_FIELDS = re.compile(rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
-_FIELD = re.compile(rb"([^:]+):[\t ]*([^\r]*)\r\n")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[\t ]*(?:;[\t\x20-\x7e]*)?")
-_LENGTH_LINE = re.compile(rb"\r\ncontent-length:[\t ]*(\d+)(?=\r\n)", re.IGNORECASE)
-_BARE_LF = re.compile(rb"(?<!\r)\n")
-_ABSOLUTE = re.compile(r"(?i:https?)://([A-Za-z0-9.\-_~%:\[\]]+)(/.*|\?.*|)")
-_DOT_SEGMENT = re.compile(r"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?:/|%2f|%5c|$)", re.IGNORECASE)
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
+_FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
+_FIELD: Final = re.compile(rb"([^:]+):[\t ]*([^\r]*)\r\n")
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[\t ]*(?:;[\t\x20-\x7e]*)?")
+_LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length:[\t ]*(\d+)(?=\r\n)", re.IGNORECASE)
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_ABSOLUTE: Final = re.compile(r"(?i:https?)://([A-Za-z0-9.\-_~%:\[\]]+)(/.*|\?.*|)")
+_DOT_SEGMENT: Final = re.compile(r"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?:/|%2f|%5c|$)", re.IGNORECASE)
 
-_ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
-_LONGEST_CHUNK_LINE = 256
-_LONGEST_TRAILER = 8_192
+_ONCE: Final = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+_LONGEST_CHUNK_LINE: Final = 256
+_LONGEST_TRAILER: Final = 8_192
 
 
 class Phase(Enum):
@@ -47,18 +47,27 @@ class Phase(Enum):
     BODY = "body"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Message:
     """A request and what its connection must know.
 
-    http10: no chunked answer, close afterwards. memo: shared by requests whose heads differ in their length only, for
-    whoever derives something from a head.
+    http10: no chunked answer, close afterwards.
     """
 
     request: Request
     keep_alive: bool
-    http10: bool = False
-    memo: dict[str, Any] = field(default_factory=dict)
+    http10: bool
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        keep_alive: bool,
+        http10: bool = False,
+    ) -> None:
+        self.request = request
+        self.keep_alive = keep_alive
+        self.http10 = http10
 
 
 @dataclass(slots=True)
@@ -210,8 +219,9 @@ class RequestReader:
         self._expect_length(digits)
         self._expects_continue = template.expects_continue and self._need > 0
         fields = [*template.fields_before, (b"content-length", digits), *template.fields_after]
-        request = Request(last.request.method, last.request.target, last.request.path, fields, b"", self._peer)
-        return Message(request, last.keep_alive, last.http10, last.memo)
+        asked = last.request
+        request = Request(asked.method, asked.target, asked.path, fields, b"", self._peer, asked.memo)
+        return Message(request, keep_alive=last.keep_alive, http10=last.http10)
 
     def _remember(self, head: bytes, message: Message) -> None:
         self._template = None
@@ -270,7 +280,7 @@ class RequestReader:
         self._note_wishes(seen, http10=http10)
         connection = seen.get(b"connection")
         keep_alive = not http10 and (connection is None or b"close" not in _tokens(connection))
-        return Message(Request(method, target, path, headers, b"", self._peer), keep_alive, http10)
+        return Message(Request(method, target, path, headers, b"", self._peer), keep_alive=keep_alive, http10=http10)
 
     def _parse_request_line(self, line: bytes) -> tuple[str, str, bytes]:
         if len(line) > self._limits.max_target_bytes + 64:

@@ -21,13 +21,14 @@ from saga.gateway.answers import TokenEstimator
 from saga.gateway.contracts import Answer, Call, Kind, Request
 from saga.gateway.conversations import Conversations, Prompt
 from saga.gateway.reading import IdentitySettings, Reader, Reading
+from saga.gateway.saved import SavedIdentity
 from saga.gateway.tenants import Tenants
 from saga.wire import Resolver
 
 _FORMAT: Final = 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class _Pending:
     """A call that was identified and not yet answered."""
 
@@ -35,14 +36,15 @@ class _Pending:
     num_bytes: int
     tokens: int
 
-
-class _Saved(msgspec.Struct):
-    """What outlives a process."""
-
-    format: int
-    bytes_per_token: dict[str, tuple[float, float]]
-    responses: list[tuple[str, tuple[str, str]]]
-    conversations: list[bytes]
+    def __init__(
+        self,
+        tenant: str,
+        num_bytes: int,
+        tokens: int,
+    ) -> None:
+        self.tenant = tenant
+        self.num_bytes = num_bytes
+        self.tokens = tokens
 
 
 class GatewayIdentity:
@@ -130,7 +132,7 @@ class GatewayIdentity:
 
     def restore(self, data: Any, at_s: float, away_s: float) -> None:  # noqa: ANN401 - whatever was found
         """Take over what `snapshots` gave `away_s` ago, before the first call. Raises ValueError for what it is not."""
-        saved = msgspec.convert(data, _Saved)
+        saved = msgspec.convert(data, SavedIdentity)
         if saved.format != _FORMAT:
             raise ValueError(f"format {saved.format}; this version writes {_FORMAT}")
         self.conversations.restore(saved.conversations, at_s, max(0.0, away_s))
@@ -170,7 +172,7 @@ class GatewayIdentity:
 
     def _step(self, tenant: str, tokens: int, num_bytes: int) -> str:
         self._num_steps += 1
-        step = f"{self._run}-{self._num_steps:x}"
+        step = f"{self._run}-{self._num_steps}"
         self._pending[step] = _Pending(tenant, num_bytes, tokens)
         if len(self._pending) > self.settings.max_pending:
             _, lost = self._pending.popitem(last=False)

@@ -12,7 +12,7 @@ what runs there now. This module refuses to know calls, waiting and time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from saga.gateway.workers import Worker
 from saga.scheduler.composition import Caps, Composition
@@ -22,8 +22,8 @@ from saga.scheduler.scheduler import Scheduler
 Models: TypeAlias = frozenset[str] | None
 """Ids of models; None for a worker that does not say, which may get any."""
 
-_MAX_MODELS = 1_024
-_HOMES_AT_A_TIME = 2_000
+_MAX_MODELS: Final = 1_024
+_HOMES_AT_A_TIME: Final = 2_000
 
 
 class Seat:

@@ -60,7 +60,19 @@ class IdentitySettings:
     secret: bytes = b""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a request's head says. words: the headers in which it says whose it is."""
+
+    kind: Kind
+    authorization: bytes | None
+    api_key: bytes | None
+    encoded: bool
+    retrying: bool
+    words: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(slots=True, init=False)
 class Reading:
     """A request as it was read. call: complete but for session, task, step and what estimates and memory add.
 
@@ -72,15 +84,42 @@ class Reading:
 
     call: Call
     tenant: Tenant
-    size: int = 0
-    previous: str = ""
-    digest: Prompt | None = None
-    scope: str = ""
-    session: str | None = None
-    parent: str | None = None
-    task: str | None = None
-    deadline_s: float | None = None
-    retrying: bool = False
+    size: int
+    previous: str
+    digest: Prompt | None
+    scope: str
+    session: str | None
+    parent: str | None
+    task: str | None
+    deadline_s: float | None
+    retrying: bool
+
+    def __init__(
+        self,
+        call: Call,
+        tenant: Tenant,
+        size: int = 0,
+        previous: str = "",
+        digest: Prompt | None = None,
+        scope: str = "",
+        session: str | None = None,
+        parent: str | None = None,
+        task: str | None = None,
+        deadline_s: float | None = None,
+        *,
+        retrying: bool = False,
+    ) -> None:
+        self.call = call
+        self.tenant = tenant
+        self.size = size
+        self.previous = previous
+        self.digest = digest
+        self.scope = scope
+        self.session = session
+        self.parent = parent
+        self.task = task
+        self.deadline_s = deadline_s
+        self.retrying = retrying
 
 
 class Reader:
@@ -102,30 +141,44 @@ class Reader:
 
     def read(self, request: Request) -> Reading:
         """What it says; raises Refused (400, 401). Cost: O(bytes of the body)."""
-        headers = dict(reversed(request.headers))  # of equal names the first counts
-        tenant = self.tenants.authenticate(headers.get(b"authorization"), headers.get(b"x-api-key"))
-        kind = kind_of(request.method, request.path)
+        head = self._head(request)
+        tenant = self.tenants.authenticate(head.authorization, head.api_key)
+        kind = head.kind
         if kind is Kind.OTHER:
             return _alone(kind, request, tenant)
-        encoding = headers.get(b"content-encoding")
-        if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+        if head.encoded:
             raise Refused(400, "a compressed body is not read here: send it as it is", code="bad_encoding")
         body = parse(kind, request.body)
-        named = self._said(request, body)
+        named = self._said(head, body)
         self._check_ours(named)
         tenant = self._believed(tenant, named)
         if kind is Kind.EMBEDDINGS or not body.single:
             reading = _alone(kind, request, tenant, body)
             reading.call.body = self._body_of(reading.call, body, None, tenant)
             return reading
-        return self._of_session(kind, request, body, named, tenant, retrying=_retrying(headers))
+        return self._of_session(kind, request, body, named, tenant, retrying=head.retrying)
 
-    def _said(self, request: Request, body: Body) -> Named:
+    def _head(self, request: Request) -> _Head:
+        """What the head says; read once for requests whose heads are the same."""
+        head: _Head | None = request.memo.get("read")
+        if head is None:
+            headers = dict(reversed(request.headers))  # of equal names the first counts
+            head = request.memo["read"] = _Head(
+                kind_of(request.method, request.path),
+                headers.get(b"authorization"),
+                headers.get(b"x-api-key"),
+                headers.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"),
+                _retrying(headers),
+                self.resolver.heard(request.headers),
+            )
+        return head
+
+    def _said(self, head: _Head, body: Body) -> Named:
         """What the call says about itself. The calls of a session do so in the same words, which are read once.
 
         Words that cannot be read are not remembered, so that each time counts; long ones are not either.
         """
-        words = (self.resolver.heard(request.headers), body.extensions)
+        words = (head.words, body.extensions)
         named = self._words.get(words)
         if named is None:
             named = self.resolver.resolve(words[0], body.fields)
@@ -182,7 +235,7 @@ class Reader:
             parent,
             f"{tenant.name}/{_escaped(task)}" if task is not None else None,
             named.deadline_s,
-            retrying,
+            retrying=retrying,
         )
 
     def _body_of(self, call: Call, body: Body, named: Named | None, tenant: Tenant) -> bytes:

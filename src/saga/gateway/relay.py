@@ -18,7 +18,7 @@ import logging
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from saga.gateway.contracts import (
     Answer,
@@ -58,11 +58,11 @@ Watchers: TypeAlias = Callable[[Call, int, Headers], AnswerWatcher]
 Cold: TypeAlias = Callable[[Request], Coroutine[Any, Any, tuple[int, Headers, bytes]]]
 """Answers a request here: (status, header fields without framing, body)."""
 
-_LOST_STATUS = frozenset({502, 503, 504})
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_HAVE_USAGE_CHUNKS = frozenset({Kind.CHAT, Kind.COMPLETIONS})
-_LARGEST_HELD_BODY = 65_536
-_MAX_ATTEMPTS = 2
+_LOST_STATUS: Final = frozenset({502, 503, 504})
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_HAVE_USAGE_CHUNKS: Final = frozenset({Kind.CHAT, Kind.COMPLETIONS})
+_LARGEST_HELD_BODY: Final = 65_536
+_MAX_ATTEMPTS: Final = 2
 
 
 class Client(Protocol):
@@ -243,7 +243,7 @@ class Exchange:
 
     def _head_for(self, address: WorkerAddress) -> bytes:
         """The request's head for that worker, made once for requests whose heads are the same."""
-        memo = self._message.memo
+        memo = self._message.request.memo
         known: tuple[WorkerAddress, bytes] | None = memo.get(address.worker)
         if known is None or known[0] is not address:
             known = memo[address.worker] = (address, request_head(self._message.request, address))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -22,7 +22,7 @@ from saga.gateway.contracts import Refused, Request, Ticket, WorkerAddress
 Headers = list[tuple[bytes, bytes]]
 """Header fields in order, names in lower case."""
 
-_HOP_BY_HOP = frozenset(
+_HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -36,14 +36,14 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie", b"cookie2"})
-_NOT_SENT = _HOP_BY_HOP | _CREDENTIALS | {b"host", b"content-length", b"expect", b"accept-encoding"}
-_NOT_RETURNED = _HOP_BY_HOP | {b"content-length", b"x-saga-session", b"x-saga-worker", b"x-saga-queued-ms"}
-_NOT_RETURNED |= {b"x-saga-reason"}
-_BODILESS_METHODS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
-_LONGEST_NOTE = 256
-_EMPTY_OBJECT = re.compile(rb"\s*\{\s*\}\s*")
-_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+_CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie", b"cookie2"})
+_NOT_SENT: Final = _HOP_BY_HOP | _CREDENTIALS | {b"host", b"content-length", b"expect", b"accept-encoding"}
+_NOTES: Final = frozenset({b"x-saga-session", b"x-saga-worker", b"x-saga-queued-ms", b"x-saga-reason"})
+_NOT_RETURNED: Final = _HOP_BY_HOP | _NOTES | {b"content-length"}
+_BODILESS_METHODS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+_LONGEST_NOTE: Final = 256
+_EMPTY_OBJECT: Final = re.compile(rb"\s*\{\s*\}\s*")
+_PHRASES: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 def named_in_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:

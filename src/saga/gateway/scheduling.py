@@ -27,7 +27,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -46,11 +46,11 @@ from saga.scheduler.gate import is_full
 from saga.scheduler.invariants import check
 from saga.workflow.model import WorkflowModel
 
-_LOOSE = frozenset({Kind.EMBEDDINGS, Kind.OTHER})
-_BYTES_PER_TOKEN = 4
-_PER_CLASS = 2**33
-_UNREACHABLE = "no connection to"  # how `upstream.Unreachable` begins where nobody listens
-_MAX_RETRY_AFTER_S = 60.0
+_LOOSE: Final = frozenset({Kind.EMBEDDINGS, Kind.OTHER})
+_BYTES_PER_TOKEN: Final = 4
+_PER_CLASS: Final = 2**33
+_UNREACHABLE: Final = "no connection to"  # how `upstream.Unreachable` begins where nobody listens
+_MAX_RETRY_AFTER_S: Final = 60.0
 
 Gone: TypeAlias = Callable[[Call, Answer | None, str], None]
 

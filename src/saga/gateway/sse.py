@@ -7,26 +7,20 @@ put if the worker dies. The bytes that pass are the worker's own. This module re
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Final
 
 import msgspec
 
+from saga.gateway.answer_fields import UsageChunk
 from saga.gateway.contracts import Kind
 from saga.gateway.rewriting import error_body
 
-_EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_LONGEST_EVENT = 1024 * 1024
+_EVENT_END: Final = re.compile(rb"\r?\n\r?\n|\r\r")
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_LONGEST_EVENT: Final = 1024 * 1024
 
 
-class _Chunk(msgspec.Struct):
-    """As much of a chat or completion chunk as tells whether it carries usage and nothing else."""
-
-    choices: list[msgspec.Raw]
-    usage: dict[str, Any]
-
-
-_DECODER = msgspec.json.Decoder(_Chunk)
+_DECODER: Final = msgspec.json.Decoder(UsageChunk)
 
 
 class EventStream:

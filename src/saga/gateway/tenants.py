@@ -22,7 +22,7 @@ import hmac
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,13 +54,15 @@ class Tenant:
 DEFAULT_TENANT: Final = Tenant("default")
 
 
-@dataclass(slots=True)
 class _Use:
     """What a tenant uses now: calls in flight, and a bucket of tokens that refills within a minute."""
 
-    in_flight: int = 0
-    tokens: float = 0.0
-    at_s: float = field(default=float("-inf"))
+    __slots__ = ("at_s", "in_flight", "tokens")
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.tokens = 0.0
+        self.at_s = float("-inf")
 
 
 class Tenants:

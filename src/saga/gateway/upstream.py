@@ -14,7 +14,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import httptools
 
@@ -26,7 +26,7 @@ from saga.gateway.rewriting import Headers
 Key: TypeAlias = tuple[str, int, bool, bool]
 """(host, port, tls, verify_tls): connections of equal keys are interchangeable."""
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 
 class Unreachable(PeerError):
@@ -65,6 +65,7 @@ class AnswerSink(Protocol):
 class WorkerConnection(asyncio.Protocol):
     """One connection to a worker. Made by the pool."""
 
+    __deletable__ = ("_parser",)
     __slots__ = (
         "_body",
         "_clock",

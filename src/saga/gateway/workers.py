@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from saga.errors import UsageError
 from saga.gateway.contracts import WorkerAddress
 
-DEFAULT_KV_TOKENS = 450_000
+DEFAULT_KV_TOKENS: Final = 450_000
 """Assumed of a worker that does not say: what an 80 GB device holds beside an 8B model."""
 
-_MAX_OPEN_DOUBLINGS = 4
+_MAX_OPEN_DOUBLINGS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
