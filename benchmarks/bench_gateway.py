@@ -31,7 +31,8 @@ from typing import Any
 
 import httptools
 
-from saga.gateway.contracts import Answer, Call, Request, Ticket, WorkerAddress, kind_of
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Answer, Call, Request, Ticket, kind_of
 from saga.gateway.front import Front
 from saga.gateway.twin import Twin
 

@@ -41,9 +41,11 @@ from bench_gateway import (
 )
 
 from saga.gateway import frames
-from saga.gateway.contracts import Answer, Call, Request, WorkerAddress
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Answer, Call, Request
 from saga.gateway.coordinator import Coordinator, FrontLink
-from saga.gateway.reading import IdentitySettings, Reader, Reading
+from saga.gateway.reading import Reader, Reading
+from saga.gateway.settings import IdentitySettings
 from saga.gateway.tenants import DEFAULT_TENANT
 
 SIZES = {"2 KB": 2_000, "200 KB": 200_000}

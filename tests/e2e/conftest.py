@@ -15,8 +15,8 @@ from saga.engine.hardware import hardware
 from saga.engine.server import EngineServer, ServerSettings
 from saga.gateway.config import GatewayConfig
 from saga.gateway.health import HealthSettings
-from saga.gateway.scheduling import SchedulingSettings
 from saga.gateway.serve import Gateway
+from saga.gateway.settings import SchedulingSettings
 from saga.gateway.workers import CircuitRules, WorkerConfig
 
 MODEL = "llama3-8b-h100"

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from saga.gateway.contracts import Answer, Call, Refused, Request, Ticket, WorkerAddress, kind_of
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Answer, Call, Refused, Request, Ticket, kind_of
 from saga.gateway.front import Front
 from saga.gateway.limits import FrontLimits
 

@@ -20,8 +20,8 @@ from saga.gateway.front import Front
 from saga.gateway.front_process import FrontProcess
 from saga.gateway.identity import GatewayIdentity
 from saga.gateway.limits import FrontLimits
-from saga.gateway.reading import IdentitySettings
-from saga.gateway.scheduling import GatewayScheduling, SchedulingSettings
+from saga.gateway.scheduling import GatewayScheduling
+from saga.gateway.settings import IdentitySettings, SchedulingSettings
 from saga.gateway.tenants import Tenants
 from saga.gateway.workers import WorkerConfig, Workers
 

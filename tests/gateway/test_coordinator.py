@@ -17,7 +17,8 @@ from saga.gateway import frames
 from saga.gateway.contracts import Answer, Request
 from saga.gateway.coordinator import FrontLink
 from saga.gateway.frames import Link
-from saga.gateway.reading import IdentitySettings, Reader
+from saga.gateway.reading import Reader
+from saga.gateway.settings import IdentitySettings
 from saga.scheduler.invariants import check
 
 from .fakes import run

@@ -19,7 +19,8 @@ from saga.gateway import frames
 from saga.gateway.contracts import Answer, Kind, Refused, Request
 from saga.gateway.conversations import Conversations
 from saga.gateway.frames import FarPrompt, Link, Untold
-from saga.gateway.reading import IdentitySettings, Reader
+from saga.gateway.reading import Reader
+from saga.gateway.settings import IdentitySettings
 
 from .fakes import run
 from .far import until

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from saga.gateway.contracts import MAX_CLASS, Answer, Kind, Refused, Request, kind_of
 from saga.gateway.identity import GatewayIdentity
-from saga.gateway.reading import IdentitySettings, with_fields
+from saga.gateway.reading import with_fields
+from saga.gateway.settings import IdentitySettings
 from saga.gateway.tenants import Tenants
 from saga.wire import DEFAULT
 

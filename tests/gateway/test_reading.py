@@ -7,7 +7,8 @@ import json
 import pytest
 
 from saga.gateway.contracts import Kind, Refused, Request
-from saga.gateway.reading import IdentitySettings, Reader
+from saga.gateway.reading import Reader
+from saga.gateway.settings import IdentitySettings
 
 MESSAGES = [{"role": "system", "content": "rules " * 100}, {"role": "user", "content": "hello"}]
 

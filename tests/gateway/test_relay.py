@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from saga.gateway.contracts import Call, Refused, WorkerAddress
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Call, Refused
 from saga.gateway.http1 import RequestReader
 from saga.gateway.limits import FrontLimits, MessageLimits, UpstreamLimits
 from saga.gateway.relay import Exchange

@@ -9,9 +9,11 @@ import pytest
 
 from saga.errors import PeerError
 from saga.gateway import frames
-from saga.gateway.contracts import Answer, Refused, Request, WorkerAddress
-from saga.gateway.reading import IdentitySettings, Reader
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Answer, Refused, Request
+from saga.gateway.reading import Reader
 from saga.gateway.remote import Remote
+from saga.gateway.settings import IdentitySettings
 
 from .fakes import run
 from .far import chat

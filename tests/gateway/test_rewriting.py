@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga.gateway.contracts import Call, Kind, Refused, Request, Ticket, WorkerAddress
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Call, Kind, Refused, Request, Ticket
 from saga.gateway.rewriting import (
     answer_fields,
     header_value,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from saga import commands as do
 from saga.gateway.contracts import MAX_CLASS, Answer, Call, Kind, Refused, Request
-from saga.gateway.scheduling import GatewayScheduling, SchedulingSettings, _classed
+from saga.gateway.scheduling import GatewayScheduling, _classed
+from saga.gateway.settings import SchedulingSettings
 from saga.gateway.workers import Capacity, WorkerConfig, Workers
 from saga.scheduler.invariants import check
 

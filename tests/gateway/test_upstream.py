@@ -9,7 +9,7 @@ import ssl
 import pytest
 import trustme
 
-from saga.gateway.contracts import WorkerAddress
+from saga.gateway.addresses import WorkerAddress
 from saga.gateway.limits import UpstreamLimits
 from saga.gateway.upstream import ConnectionPool, Framing, Unreachable, WorkerConnection
 

@@ -7,6 +7,7 @@ let go costs its regeneration. Policies refuse to know clocks, sessions and cach
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import NamedTuple, Protocol
 
@@ -125,7 +126,7 @@ class SkiRental:
 
     def hold_s(self, facts: GapFacts) -> float:
         """Seconds, 0..max_s. O(bins of the gap model), O(1) while the model says the same."""
-        tau_s = float(f"{self.price * facts.overlap * facts.capacity_tokens / facts.return_tokens_per_s:.2g}")
+        tau_s = _two_digits(self.price * facts.overlap * facts.capacity_tokens / facts.return_tokens_per_s)
         probability = round(facts.continue_probability, 2)
         edges, survival = facts.gap.curve()
         question = (tau_s, probability)
@@ -133,6 +134,12 @@ class SkiRental:
         if hold_s is None:
             hold_s = facts.gap.derived[question] = _cheapest_hold_s(edges, survival, tau_s, probability)
         return min(self.max_s, hold_s)
+
+
+@lru_cache(maxsize=1_024)
+def _two_digits(seconds: float) -> float:
+    """Rounded to two significant digits: gaps that are nearly alike are one question."""
+    return float(f"{seconds:.2g}")
 
 
 def _cheapest_hold_s(edges: tuple[float, ...], survival: tuple[float, ...], tau_s: float, probability: float) -> float:

@@ -158,8 +158,8 @@ async def _fronts(scene: LiveScene) -> AsyncIterator[list[Target]]:
 async def _gateway(preset: str, workers: Sequence[WorkerConfig]) -> AsyncIterator[str]:
     """A gateway on ports of its own; its URL."""
     from saga.gateway.config import GatewayConfig
-    from saga.gateway.scheduling import SchedulingSettings
     from saga.gateway.serve import Gateway
+    from saga.gateway.settings import SchedulingSettings
 
     scheduling = SchedulingSettings(preset=preset)
     gateway = Gateway(GatewayConfig(port=0, admin_port=0, workers=tuple(workers), scheduling=scheduling))

@@ -1,7 +1,7 @@
 """`saga.toml` and flags as frozen dataclasses.
 
     [gateway]      host, port, admin_host, admin_port, admin_key, tenants, db, drain_s, log_level, ...
-    [scheduling]   preset, max_queue, max_wait_s, ...            (scheduling.SchedulingSettings)
+    [scheduling]   preset, max_queue, max_wait_s, ...            (settings.SchedulingSettings)
     [health]       interval_s, timeout_s, ...                    (health.HealthSettings)
     [circuit]      failures_to_open, open_s                      (workers.CircuitRules)
     [limits]       max_connections, ...; [limits.message], [limits.upstream]      (limits.FrontLimits)
@@ -27,7 +27,7 @@ import msgspec
 from saga.errors import UnknownName, UsageError
 from saga.gateway.health import HealthSettings
 from saga.gateway.limits import FrontLimits, MessageLimits, UpstreamLimits
-from saga.gateway.scheduling import SchedulingSettings
+from saga.gateway.settings import SchedulingSettings
 from saga.gateway.workers import CircuitRules, WorkerConfig
 
 T = TypeVar("T")

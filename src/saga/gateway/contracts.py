@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 
 from saga.errors import SagaError
 from saga.events import Hints
+from saga.gateway.addresses import WorkerAddress
 
 MAX_CLASS: Final = 8
 """Clients' own priorities count from -8 to 8: more than that is as much as that."""
@@ -190,19 +191,6 @@ class Call:
         self.body = body
         self.lines = lines
         self.priority = priority
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerAddress:
-    """Where a worker is and how to talk to it; `headers` (its own key) replace the client's authorization."""
-
-    worker: str
-    host: str
-    port: int
-    tls: bool = False
-    verify_tls: bool = True
-    base_path: str = ""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(slots=True, init=False)

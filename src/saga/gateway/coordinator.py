@@ -19,7 +19,8 @@ from typing import Any, Final, TypeAlias
 from saga import __version__
 from saga.errors import PeerError
 from saga.gateway import frames
-from saga.gateway.contracts import Refused, Ticket, WorkerAddress
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Refused, Ticket
 from saga.gateway.frames import FarPrompt, FromCoordinator, FromFront, Link, Untold
 from saga.gateway.identity import GatewayIdentity
 from saga.gateway.journal import say

@@ -25,11 +25,13 @@ import msgspec
 
 from saga.errors import PeerError
 from saga.events import Hints
-from saga.gateway.contracts import Answer, Call, Kind, Refused, Request, WorkerAddress
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Answer, Call, Kind, Refused, Request
 from saga.gateway.conversations import Digest, fingerprint
 from saga.gateway.journal import say
 from saga.gateway.limits import FrontLimits
-from saga.gateway.reading import IdentitySettings, Reading
+from saga.gateway.reading import Reading
+from saga.gateway.settings import IdentitySettings
 from saga.gateway.tenants import Tenant
 
 MAX_FRAME_BYTES: Final = 8 * 2**20

@@ -20,8 +20,9 @@ import msgspec
 from saga.gateway.answers import TokenEstimator
 from saga.gateway.contracts import Answer, Call, Kind, Request
 from saga.gateway.conversations import Conversations, Prompt
-from saga.gateway.reading import IdentitySettings, Reader, Reading
+from saga.gateway.reading import Reader, Reading
 from saga.gateway.saved import SavedIdentity
+from saga.gateway.settings import IdentitySettings
 from saga.gateway.tenants import Tenants
 from saga.wire import Resolver
 

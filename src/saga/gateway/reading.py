@@ -24,6 +24,7 @@ from xxhash import xxh3_64_intdigest as xxh3
 from saga.gateway.body import Body, parse
 from saga.gateway.contracts import MAX_CLASS, Call, Kind, Refused, Request, kind_of
 from saga.gateway.conversations import Digest, Prompt, ends_with_tool, seed_of
+from saga.gateway.settings import IdentitySettings
 from saga.gateway.tenants import DEFAULT_TENANT, Tenant, Tenants
 from saga.wire import Named, Resolver
 
@@ -39,25 +40,6 @@ _ANY_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
 _Words: TypeAlias = tuple[tuple[tuple[bytes, bytes], ...], tuple[tuple[str, bytes], ...]]
 """(headers, fields of the body) by which a call says whose it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class IdentitySettings:
-    """How names are made.
-
-    ask_usage: ask engines for token counts on streams whose client did not. trust_tenant_header: believe a tenant
-    named by the client, where no keys are asked for. infer_workflow: calls with the same system prompt and tools are of
-    one kind where none is named. max_response_ids, max_pending, max_named_tenants: caps. secret: seeds salts and
-    hashes; give every process of a fleet the same.
-    """
-
-    ask_usage: bool = True
-    trust_tenant_header: bool = True
-    infer_workflow: bool = True
-    max_response_ids: int = 200_000
-    max_pending: int = 100_000
-    max_named_tenants: int = 1_000
-    secret: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,18 +20,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from saga.gateway.contracts import (
-    Answer,
-    AnswerWatcher,
-    Call,
-    Identity,
-    Kind,
-    Refused,
-    Request,
-    Scheduling,
-    Ticket,
-    WorkerAddress,
-)
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Answer, AnswerWatcher, Call, Identity, Kind, Refused, Request, Scheduling, Ticket
 from saga.gateway.http1 import Message
 from saga.gateway.rewriting import (
     Headers,

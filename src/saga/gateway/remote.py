@@ -18,7 +18,8 @@ from typing import Any, Final, TypeAlias
 
 from saga.errors import PeerError
 from saga.gateway import frames
-from saga.gateway.contracts import Answer, Call, Refused, Request, Ticket, WorkerAddress
+from saga.gateway.addresses import WorkerAddress
+from saga.gateway.contracts import Answer, Call, Refused, Request, Ticket
 from saga.gateway.conversations import Digest
 from saga.gateway.frames import FromCoordinator, Link
 from saga.gateway.reading import Reader, Reading

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
+from saga.gateway.addresses import WorkerAddress
 from saga.gateway.codings import ACCEPTED
-from saga.gateway.contracts import Refused, Request, Ticket, WorkerAddress
+from saga.gateway.contracts import Refused, Request, Ticket
 
 Headers = list[tuple[bytes, bytes]]
 """Header fields in order, names in lower case."""

@@ -26,7 +26,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
@@ -34,14 +33,11 @@ import msgspec
 from saga import commands as do
 from saga import events as ev
 from saga.errors import InvariantViolated, ProtocolError, SagaError
-from saga.fairness.preemption import NoPreemption
 from saga.gateway.contracts import Answer, Call, Kind, Refused, Ticket
 from saga.gateway.journal import Journal, say
 from saga.gateway.pools import Pool, Pools, Seat
+from saga.gateway.settings import SchedulingSettings
 from saga.gateway.workers import Worker, Workers, WorkerState
-from saga.presets import preset
-from saga.routing.stealing import NoStealing
-from saga.scheduler.composition import Caps, Composition
 from saga.scheduler.gate import is_full
 from saga.scheduler.invariants import check
 from saga.workflow.model import WorkflowModel
@@ -53,36 +49,6 @@ _UNREACHABLE: Final = "no connection to"  # how `upstream.Unreachable` begins wh
 _MAX_RETRY_AFTER_S: Final = 60.0
 
 Gone: TypeAlias = Callable[[Call, Answer | None, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulingSettings:
-    """How calls are scheduled.
-
-    preset: name of a composition. max_queue: calls that may wait. max_wait_s, no_worker_wait_s: how long, seconds.
-    max_move_s: how long a step waits for its prefix to be on its way. max_attempts: of one call. session_idle_s: after
-    which a session has ended. check_every: events between samples of the invariants, 0 for none. housekeeping_s: how
-    often idle sessions are looked for.
-    """
-
-    preset: str = "saga"
-    max_queue: int = 1_000
-    max_wait_s: float = 120.0
-    no_worker_wait_s: float = 10.0
-    max_move_s: float = 0.5
-    max_attempts: int = 2
-    max_sessions: int = 250_000
-    session_idle_s: float = 3_600.0
-    check_every: int = 0
-    housekeeping_s: float = 5.0
-
-    def composition(self) -> Composition:
-        """The preset, without what a gateway cannot do. Raises UnknownName."""
-        return replace(preset(self.preset), stealing=NoStealing(), preemption=NoPreemption())
-
-    def caps(self) -> Caps:
-        """Bounds on what a scheduler remembers."""
-        return Caps(max_sessions=self.max_sessions, idle_s=self.session_idle_s, max_waiting=self.max_queue + 1)
 
 
 class Meter(Protocol):

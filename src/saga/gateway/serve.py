@@ -44,9 +44,9 @@ from saga.gateway.identity import GatewayIdentity
 from saga.gateway.journal import Journal, say
 from saga.gateway.kv_events import KvEvents
 from saga.gateway.metrics import GatewayMetrics
-from saga.gateway.reading import IdentitySettings
 from saga.gateway.rewriting import Headers
 from saga.gateway.scheduling import GatewayScheduling
+from saga.gateway.settings import IdentitySettings
 from saga.gateway.store import Store
 from saga.gateway.tenants import Tenants
 from saga.gateway.tracing import plane

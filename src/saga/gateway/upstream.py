@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeAlias
 import httptools
 
 from saga.errors import PeerError
-from saga.gateway.contracts import WorkerAddress
+from saga.gateway.addresses import WorkerAddress
 from saga.gateway.limits import UpstreamLimits
 from saga.gateway.rewriting import Headers
 

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from saga.errors import UsageError
-from saga.gateway.contracts import WorkerAddress
+from saga.gateway.addresses import WorkerAddress
 
 DEFAULT_KV_TOKENS: Final = 450_000
 """Assumed of a worker that does not say: what an 80 GB device holds beside an 8B model."""
