@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
-CORE_TESTS := $(addprefix tests/,cache engine fairness ordering routing scheduler sim workflow)
+CORE_TESTS := $(addprefix tests/,cache engine fairness gateway ordering routing scheduler sim workflow test_wire.py)
 SHARED ?= $(or $(SAGA_SHARED),$(wildcard ../shared))
 
 # The first Python >= 3.11 there is; `make PYTHON=/path/to/python ...` chooses another.

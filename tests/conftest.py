@@ -24,6 +24,14 @@ settings.register_profile("thorough", parent=settings.get_profile("default"), ma
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Over the compiled core, tests that replace parts of it are left out."""
+    if os.environ.get("SAGA_CORE") == "native":
+        for item in items:
+            if item.get_closest_marker("python_core"):
+                item.add_marker(pytest.mark.skip(reason="the compiled core does not let parts of it be replaced"))
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder that holds `traces/` and `costs/`: $SAGA_SHARED, else `../shared` beside the project."""

@@ -341,6 +341,7 @@ def test_many_names_of_tenants_are_one_tenant():
     play(work)
 
 
+@pytest.mark.python_core
 def test_our_own_fault_is_a_500_and_nothing_stays(monkeypatch, caplog):
     """Logged, answered, forgotten."""
 

@@ -532,6 +532,10 @@ def test_writing_to_a_client_that_is_gone_already_harms_nobody() -> None:
         def write(self, data) -> None:
             raise RuntimeError("the handler is closed")
 
-    connection = ClientConnection.__new__(ClientConnection)
-    connection.transport = Closed()
-    connection.write(b"an answer")
+    async def work() -> None:
+        async with plane() as p:
+            connection = ClientConnection(p.front)
+            connection.transport = Closed()
+            connection.write(b"an answer")
+
+    run(work())

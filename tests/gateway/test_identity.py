@@ -397,6 +397,7 @@ def test_no_request_raises_anything_but_a_refusal(path, headers, body):
         identity.answered(call, DONE, 1.0)
 
 
+@pytest.mark.python_core
 def test_words_are_read_once_and_say_the_same_each_time(identity, monkeypatch):
     """Calls that name themselves in the same words ask the resolver once; other words ask it again."""
     asked = []
@@ -416,6 +417,7 @@ def test_words_that_cannot_be_read_are_counted_each_time(identity):
     assert list(identity.reader.resolver.ignored.values()) == [3]
 
 
+@pytest.mark.python_core
 def test_remembered_words_are_bounded(identity, monkeypatch):
     """Neither many words nor long ones fill the memory."""
     monkeypatch.setattr("saga.gateway.reading._MAX_WORDS", 8)

@@ -145,6 +145,10 @@ class _Step:
         self.moving: asyncio.Future[None] | None = None
         self.waiters: list[asyncio.Future[None]] = []
 
+    def unseat(self) -> None:
+        """Its worker has failed: it has none until it is dispatched again."""
+        self.seat = self.order = None
+
 
 class _Sent:
     """A ticket that was given out and has not ended. step: None for a loose call."""
@@ -565,7 +569,7 @@ class GatewayScheduling:
             self._tell(step.pool, ev.StepFailed(at_s, step.call.step, seat.name, why, retry=False))
             self._leave_seat(seat)
             return None
-        step.seat = step.order = None
+        step.unseat()
         self._tell(step.pool, ev.StepFailed(at_s, step.call.step, seat.name, why, retry=True))
         self._leave_seat(seat)
         if step.order is None:
