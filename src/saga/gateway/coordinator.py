@@ -25,7 +25,7 @@ from saga.gateway.frames import FarPrompt, FromCoordinator, FromFront, Link, Unt
 from saga.gateway.identity import GatewayIdentity
 from saga.gateway.journal import say
 from saga.gateway.reading import Reading
-from saga.gateway.relay import resumed
+from saga.gateway.resuming import resumed
 from saga.gateway.scheduling import GatewayScheduling
 from saga.gateway.tenants import Tenant
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias
 
 from saga.gateway.addresses import WorkerAddress
 from saga.gateway.contracts import Answer, AnswerWatcher, Call, Identity, Kind, Refused, Request, Scheduling, Ticket
 from saga.gateway.http1 import Message
+from saga.gateway.resuming import resumed
 from saga.gateway.rewriting import (
     Headers,
     answer_fields,
@@ -37,8 +37,6 @@ from saga.gateway.rewriting import (
 )
 from saga.gateway.sse import EventStream, broken_event
 from saga.gateway.upstream import ConnectionPool, Framing, Unreachable, WorkerConnection
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -507,21 +505,3 @@ class Exchange:
             self._tell_identity(answer)
         except Exception:
             log.exception("an answer could not be learned from")
-
-
-@types.coroutine
-def resumed(started: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:  # noqa: ANN401  a future's kind
-    """What is left of a coroutine whose first step was made by hand, which is waiting for `waits_for`."""
-    try:
-        while True:
-            try:
-                value = yield waits_for
-            except BaseException as error:  # noqa: BLE001  the coroutine decides what it means
-                waits_for = started.throw(error)
-            else:
-                waits_for = started.send(value)
-    except StopIteration as ended:
-        result: T = ended.value
-        return result
-    finally:
-        started.close()
