@@ -51,7 +51,7 @@ fast: $(READY)
 
 check: lint fast  ## lint and the fast tests, in seconds
 
-native: $(READY)  ## Compile the core (a minute, once per change of it); SAGA_CORE=native chooses it
+native: $(READY)  ## Compile the core (a minute or two, once per change of it); SAGA_CORE=native chooses it
 	@$(BIN)/python native/build.py
 
 compiled: $(READY)
