@@ -7,8 +7,8 @@ in the gateway, from the bytes of a client to those of a worker and back. What m
 `commands`, settings, the shapes of bodies and answers): it needs classes as they are written, and is native already.
 
 What mypyc does not keep, the code must not use: identity of tuples and floats, objects made without `__init__`, classes
-changed or replaced at run time; generators that others await; an attribute that is set to None and looked at again after
-a call that sets it (mypy takes it to be None still: let a method set it). The tests run over both.
+changed or replaced at run time; generators that others await; an attribute that is set to None and looked at again
+after a call that sets it (mypy takes it to be None still: let a method set it). The tests run over both.
 """
 
 from __future__ import annotations
