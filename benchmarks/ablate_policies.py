@@ -156,6 +156,10 @@ class Cell(NamedTuple):
     tasks: int
     workers: int
 
+    def system(self) -> Composition:
+        """The variant of the default."""
+        return VARIANTS[self.variant](preset("saga"))
+
 
 def run(cell: Cell) -> dict[str, Any]:
     """The run's metrics."""
@@ -168,7 +172,7 @@ def run(cell: Cell) -> dict[str, Any]:
         dram_tokens=cell.dram_tokens,
         tasks=cell.tasks,
     )
-    return simulate(config, load(cell.workload), composition=VARIANTS[cell.variant](preset("saga"))).metrics
+    return simulate(config, load(cell.workload), composition=cell.system()).metrics
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from saga.bench.evaluation.store import RunStore
+from saga.presets import preset
+from saga.scheduler.composition import Composition
 from saga.sim.config import SimConfig
 from saga.sim.driver import simulate
 from saga.workloads.generators import AgentShape
@@ -54,6 +56,10 @@ class Cell(NamedTuple):
     dram_tokens: int
     tasks: int
     workers: int
+
+    def system(self) -> Composition:
+        """The preset."""
+        return preset(self.preset)
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
