@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from saga.cache.eviction import EvictionPolicy
 from saga.cache.lru import Lru
 from saga.cache.prefix_lru import PrefixLru
+from saga.cache.tiers import PausedLast
 from saga.commands import Standing
 from saga.engine.batching import ModelledEngine
 from saga.engine.calls import EngineRequest, EngineSettings, Outcome
 from saga.engine.hardware import hardware
+from saga.engine.kv_pool import spans_of
 from saga.engine.latency import ConstantLatency, Latency, LatencyModel
 from saga.errors import InvariantViolated, UnknownName, UsageError
 from saga.views import PromptPath
@@ -313,6 +315,20 @@ def test_the_calls_around_a_cancelled_one_keep_their_times() -> None:
 
 
 # Tiers and transfers
+
+
+def test_the_tier_gives_up_what_the_device_has_before_what_only_it_has() -> None:
+    """a, let go and back at work, is on the device; b, expected later, is not: the tier makes room with a."""
+    worker = engine(kv_tokens=640, host_kv_tokens=160, load_tokens_per_s=32.0, host_eviction=PausedLast())
+    for step, prompt, back_s in (("a1", 96, 100.0), ("b1", 48, 1000.0)):
+        worker.submit(call(step, prompt, 1), 0.0 if step == "a1" else 10.0)
+        drain(worker)
+        worker.set_standing(step[0], Standing.PAUSED, at_s=0.0, expected_use_s=back_s)
+    assert worker.host is not None
+    worker.submit(call("a2", 100, 20), 20.0)
+    worker.submit(call("c1", 48, 1), 20.0)
+    drain(worker)
+    assert worker.host.lookup(spans_of(((ord("b"), 48),), 16), 100) == 3
 
 
 def test_the_host_tier_brings_back_what_the_device_lost() -> None:

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from saga.cache.prefix_lru import PrefixLru
+from saga.cache.tiers import PausedLast
 from saga.commands import Standing
 from saga.engine.host_tier import EndedFirst, HostTier
 from saga.engine.kv_pool import Span, spans_of
@@ -46,6 +47,24 @@ def test_the_longest_unused_leaves_first_the_ended_before_all() -> None:
     host.set_standing("b", Standing.ENDED, 0.0, 0.0)
     host.store("c", C, 0, 4, at_s=3.0)
     assert [host.lookup(spans, 100) for spans in (A, B, C)] == [4, 0, 4]
+
+
+def test_what_a_session_has_rewritten_leaves_before_what_another_comes_back_to() -> None:
+    """Its new history shares one block with the old one; of the old one only that block is still its own."""
+    host = HostTier(32, 4, 8.0, PausedLast())
+    rewritten = spans_of(((1, 4), (4, 1)), 4)
+    host.store("b", B, 0, 3, at_s=1.0, used=True)
+    host.use("b", B, 0, 3, at_s=1.0)
+    host.store("a", A, 0, 4, at_s=2.0, used=True)
+    host.use("a", A, 0, 4, at_s=2.0)
+    for session in "ab":
+        host.set_standing(session, Standing.PAUSED, 9.0, 1.0)
+    host.store("a", rewritten, 1, 2, at_s=3.0, used=True)
+    host.use("a", rewritten, 0, 2, at_s=3.0)
+    host.check()
+    assert host.store("c", C, 0, 3, at_s=4.0)
+    host.check()
+    assert [host.lookup(spans, 100) for spans in (A, rewritten, B, C)] == [1, 2, 3, 3]
 
 
 def test_what_was_only_written_leaves_front_first_what_was_used_tail_first() -> None:

@@ -490,9 +490,19 @@ class ModelledEngine:
         if not request.num_preemptions:
             self._note_hit(request, hit, loaded)
         pool.rewritten(request.session)
+        self._is_at_work(request.session)
         if loaded and self.host is not None:
             self._load(request, hit, hit + loaded, self.host.load(spans, hit, hit + loaded, self._now))
         return True
+
+    def _is_at_work(self, session: str) -> None:
+        """Its prefix is on the device and due now, whatever was said of it before (the plug-in's `Retention.came`).
+
+        Else a session that was let go and has come back counts for the host tier as one that only the tier has.
+        """
+        self.pool.set_standing(session, Standing.ACTIVE, -inf, 1.0)
+        if self.host is not None:
+            self.host.set_standing(session, Standing.ACTIVE, -inf, 1.0)
 
     def _written(self, spans: tuple[Span, ...], hit: int, most: int) -> tuple[int, list[EngineRequest]]:
         """The hit with the answers in progress that it runs on into, and who writes them: not yet published.

@@ -194,6 +194,7 @@ class HostTier:
         self, session: str, spans: tuple[Span, ...], first: int, stop: int, at_s: float, task_arrival_s: float = 0.0
     ) -> None:
         """A call that saw the blocks first..stop has ended: what is here of them is the most recent now. O(runs)."""
+        self._rewritten(session, spans)
         owner = self._owner(session, spans, stop, at_s)
         owner.task_arrival_s = task_arrival_s
         self._rekey(owner)
@@ -383,6 +384,33 @@ class HostTier:
         return gone
 
     # Owners
+
+    def _rewritten(self, session: str, spans: tuple[Span, ...]) -> None:
+        """What is the session's alone and no part of its context any more is nobody's, and the first to leave.
+
+        Else an agent that rewrites its history fills the tier with what is never asked for again. O(its runs), where
+        its context ends in another stream than before.
+        """
+        owner = self.owners.get(session)
+        if owner is None or not owner.spans or owner.spans[-1][0] == spans[-1][0]:
+            return
+        ends = {name: end for name, _, end in spans}
+        nobody: HostOwner | None = None
+        for run in list(owner.runs):
+            end = ends.get(run.stream, 0)
+            if len(run.owners) > 1 or run.end <= end:
+                continue
+            if run.start < end:
+                self._split(self._streams[run.stream], end)
+            if nobody is None:
+                nobody = HostOwner("", self.num_blocks * self.block_tokens)
+                nobody.standing, nobody.last_use_s = _ENDED, owner.last_use_s
+                nobody.key = self.policy.key(nobody)
+            del owner.runs[run]
+            run.owners = (nobody,)
+            nobody.runs[run] = None
+            if run.stamp:
+                self._push(run)
 
     def _owner(self, session: str, spans: tuple[Span, ...], blocks: int, at_s: float) -> HostOwner:
         owner = self.owners.get(session)
