@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import pairwise
+from types import FunctionType, ModuleType
 from typing import Any
 
 import httptools
@@ -273,6 +275,42 @@ def test_a_head_that_is_repeated_is_read_as_if_it_were_new(calls) -> None:
         lines = [b"Host: a", b"CONTENT-length:  %d" % len(body), *([line] if line else [])]
         sent.append(head(*lines) + body)
     assert read_all(b"".join(sent)) == [read_all(one)[0] for one in sent]
+
+
+def test_an_idle_connection_keeps_no_body() -> None:
+    """Neither the first body nor the last is reachable from the reader once its request has been taken."""
+    reader = RequestReader(MessageLimits())
+    for body in (b"first" * 1_000, b"later" * 1_000):
+        reader.feed(head(b"Host: a", b"Content-Length: %d" % len(body)) + body)
+        message = reader.read()
+        assert message is not None
+        assert message.request.body == body
+        del message
+        assert not [held for held in reachable(reader) if isinstance(held, bytes) and body in held]
+
+
+def reachable(root: object) -> list[object]:
+    """What an object holds, however deep; not what all objects share."""
+    found: dict[int, object] = {}
+    todo = [root]
+    while todo:
+        one = todo.pop()
+        if id(one) not in found and not isinstance(one, type | ModuleType | FunctionType | MessageLimits):
+            found[id(one)] = one
+            todo += gc.get_referents(one)
+    return list(found.values())
+
+
+def test_a_repeated_head_of_a_head_is_still_one() -> None:
+    """Whoever refuses what follows knows that no body may be sent."""
+    reader = RequestReader(MessageLimits(max_body_bytes=10))
+    sent = head(b"Host: a", b"Content-Length: 1", first=b"HEAD /v1/models HTTP/1.1") + b"x"
+    reader.feed(sent)
+    assert reader.read() is not None
+    reader.feed(sent.replace(b"Length: 1", b"Length: 11"))
+    with pytest.raises(Refused, match="larger"):
+        reader.read()
+    assert reader.head_only
 
 
 @given(st.binary(max_size=20), st.integers(0, 200))

@@ -111,6 +111,17 @@ def test_a_worker_has_its_own_key_and_never_the_clients(tmp_path, processes):
     play(work)
 
 
+@pytest.mark.parametrize("name", ["read", "sent", "passed"])
+def test_a_worker_may_have_any_name(name):
+    """Also one that the gateway's own code uses for something. The second call repeats the first one's head."""
+
+    async def work():
+        async with worker() as url, gateway(config(WorkerConfig(url, name=name))) as (_, ask):
+            assert [await ask(), await ask()] == [200, 200]
+
+    play(work)
+
+
 def test_a_certificate_that_nobody_vouches_for_is_not_talked_to():
     """Unless verify_tls is off."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

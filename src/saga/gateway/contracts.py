@@ -55,11 +55,24 @@ def kind_of(method: str, path: str) -> Kind:
     return KINDS.get(path, Kind.OTHER) if method == "POST" else Kind.OTHER
 
 
+class HeadMemo:
+    """What was derived from a request's head, kept for requests of the same connection with the same head.
+
+    read: what identity made of it. sent: by worker's name, its address and the head as that worker gets it.
+    """
+
+    __slots__ = ("read", "sent")
+
+    def __init__(self) -> None:
+        self.read: Any = None
+        self.sent: dict[str, tuple[WorkerAddress, bytes]] = {}
+
+
 @dataclass(slots=True, init=False)
 class Request:
     """A client's request, whole. header names are lower-case bytes, in order, hop-by-hop ones still there.
 
-    memo: shared by requests whose heads differ in their length only, for whoever derives something from a head.
+    memo: shared by requests whose heads differ in their length only.
     """
 
     method: str
@@ -68,7 +81,7 @@ class Request:
     headers: list[tuple[bytes, bytes]]
     body: bytes
     peer: str
-    memo: dict[str, Any]
+    memo: HeadMemo
 
     def __init__(
         self,
@@ -78,7 +91,7 @@ class Request:
         headers: list[tuple[bytes, bytes]],
         body: bytes,
         peer: str = "",
-        memo: dict[str, Any] | None = None,
+        memo: HeadMemo | None = None,
     ) -> None:
         self.method = method
         self.target = target
@@ -86,7 +99,7 @@ class Request:
         self.headers = headers
         self.body = body
         self.peer = peer
-        self.memo = {} if memo is None else memo
+        self.memo = HeadMemo() if memo is None else memo
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that (lower-case) name."""

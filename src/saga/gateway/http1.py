@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from saga.gateway.contracts import Refused, Request
+from saga.gateway.contracts import HeadMemo, Refused, Request
 from saga.gateway.limits import MessageLimits
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -72,13 +72,21 @@ class Message:
 
 @dataclass(slots=True)
 class _Template:
-    """A head that was read, without the digits of its content-length: clients repeat their heads but for those."""
+    """A head that was read, without the digits of its content-length: clients repeat their heads but for those.
+
+    It holds nothing of the body that came with it: an idle connection keeps none.
+    """
 
     before: bytes
     after: bytes
     fields_before: list[tuple[bytes, bytes]]
     fields_after: list[tuple[bytes, bytes]]
-    message: Message
+    method: str
+    target: str
+    path: str
+    memo: HeadMemo
+    keep_alive: bool
+    http10: bool
     expects_continue: bool
 
 
@@ -215,27 +223,32 @@ class RequestReader:
         digits = buffer[start:stop]
         if buffer[stop : end + 4] != template.after or not digits.isdigit():
             return None
-        last = template.message
+        self.head_only = template.method == "HEAD"
         self._expect_length(digits)
         self._expects_continue = template.expects_continue and self._need > 0
         fields = [*template.fields_before, (b"content-length", digits), *template.fields_after]
-        asked = last.request
-        request = Request(asked.method, asked.target, asked.path, fields, b"", self._peer, asked.memo)
-        return Message(request, keep_alive=last.keep_alive, http10=last.http10)
+        request = Request(template.method, template.target, template.path, fields, b"", self._peer, template.memo)
+        return Message(request, keep_alive=template.keep_alive, http10=template.http10)
 
     def _remember(self, head: bytes, message: Message) -> None:
         self._template = None
         matched = _LENGTH_LINE.search(head)
         if matched is None or self._chunked is not None:
             return
-        fields = message.request.headers
+        request = message.request
+        fields = request.headers
         at = next(i for i, (name, _) in enumerate(fields) if name == b"content-length")
         self._template = _Template(
             head[: matched.start(1)],
             head[matched.end(1) :],
             fields[:at],
             fields[at + 1 :],
-            message,
+            request.method,
+            request.target,
+            request.path,
+            request.memo,
+            message.keep_alive,
+            message.http10,
             self._expects_continue,
         )
 

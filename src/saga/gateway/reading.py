@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
@@ -44,11 +44,11 @@ _Words: TypeAlias = tuple[tuple[tuple[bytes, bytes], ...], tuple[tuple[str, byte
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What a request's head says. words: the headers in which it says whose it is."""
+    """What a request's head says. words: the headers in which it says whose it is. Its repr shows no key."""
 
     kind: Kind
-    authorization: bytes | None
-    api_key: bytes | None
+    authorization: bytes | None = field(repr=False)
+    api_key: bytes | None = field(repr=False)
     encoded: bool
     retrying: bool
     words: tuple[tuple[bytes, bytes], ...]
@@ -142,10 +142,10 @@ class Reader:
 
     def _head(self, request: Request) -> _Head:
         """What the head says; read once for requests whose heads are the same."""
-        head: _Head | None = request.memo.get("read")
+        head: _Head | None = request.memo.read
         if head is None:
             headers = dict(reversed(request.headers))  # of equal names the first counts
-            head = request.memo["read"] = _Head(
+            head = request.memo.read = _Head(
                 kind_of(request.method, request.path),
                 headers.get(b"authorization"),
                 headers.get(b"x-api-key"),

@@ -231,10 +231,10 @@ class Exchange:
 
     def _head_for(self, address: WorkerAddress) -> bytes:
         """The request's head for that worker, made once for requests whose heads are the same."""
-        memo = self._message.request.memo
-        known: tuple[WorkerAddress, bytes] | None = memo.get(address.worker)
+        sent = self._message.request.memo.sent
+        known = sent.get(address.worker)
         if known is None or known[0] is not address:
-            known = memo[address.worker] = (address, request_head(self._message.request, address))
+            known = sent[address.worker] = (address, request_head(self._message.request, address))
         return known[1]
 
     def _settle(self, lost: _Lost | None) -> None:
