@@ -48,6 +48,13 @@ class CacheOwner:
         self.capacity_tokens = capacity_tokens
         self.task_arrival_s = task_arrival_s
 
+    def stand_for_rewritten(self, owner: CacheOwner) -> None:
+        """Be nobody, who has what `owner` had and has rewritten: as old and as large, and never asked for again."""
+        self.last_use_s = owner.last_use_s
+        self.context_tokens = owner.context_tokens
+        self.reuse_probability = 0.0
+        self.steps_to_use = inf
+
 
 class SessionView:
     """What a routing, ordering or admission policy may know about a session with a step at hand.

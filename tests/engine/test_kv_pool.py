@@ -14,6 +14,8 @@ from saga.cache.eviction import EvictionKey, EvictionPolicy
 from saga.cache.lru import Lru
 from saga.cache.next_use import NextUse
 from saga.cache.prefix_lru import PrefixLru
+from saga.cache.steps_to_use import FarthestStep
+from saga.cache.workflow_lru import WorkflowLru
 from saga.commands import Standing
 from saga.engine.kv_pool import KvPool, Lease, Span, spans_of
 from saga.errors import InvariantViolated, UsageError
@@ -205,10 +207,18 @@ class PolicyMachine(PoolMachine):
     exact = False
 
 
+class NextUseMachine(PolicyMachine):
+    """The default preset's order, which tells what was rewritten from what its session still has."""
+
+    policy = NextUse()
+
+
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=40)
 TestPolicies = PolicyMachine.TestCase
 TestPolicies.settings = settings(max_examples=40, stateful_step_count=40)
+TestNextUse = NextUseMachine.TestCase
+TestNextUse.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 def fill(pool: KvPool, session: str, path: PromptPath, tokens: int, at_s: float = 0.0) -> None:
@@ -280,6 +290,20 @@ def test_what_a_session_rewrote_leaves_before_what_others_keep() -> None:
     assert [len(owner.segments) for owner in pool.owners.values()] == [2, 2]
 
 
+@pytest.mark.parametrize("policy", [WorkflowLru(), FarthestStep(), NextUse()], ids=lambda policy: type(policy).__name__)
+def test_what_a_session_rewrote_leaves_first_whatever_the_policy_looks_at(policy: EvictionPolicy) -> None:
+    """Nobody will ask for it: less probable than what a paused session may use, and farther away."""
+    pool = KvPool(11, 4, policy)
+    fill(pool, "b", ((1, 16),), 16)
+    fill(pool, "a", ((2, 16),), 16, at_s=1.0)
+    pool.set_standing("a", Standing.ACTIVE, 2.0, 0.9)
+    pool.set_standing("b", Standing.PAUSED, 9.0, 0.3, steps_to_use=4.0)
+    lease = pool.open("a", spans_of(((3, 16),), 4), 0)
+    pool.rewritten("a")
+    assert pool.grow(lease, 16)
+    assert (resident(pool, ((1, 16),)), resident(pool, ((2, 16),))) == (4, 3)
+
+
 def test_records_of_sessions_do_not_pile_up() -> None:
     """A thousand sessions behind one prompt leave only those with something resident in the books."""
     pool = KvPool(20, 4, Lru())
@@ -322,4 +346,17 @@ def test_check_sees_a_broken_law() -> None:
     fill(pool, "a", ((1, 16),), 16)
     pool.idle += 1
     with pytest.raises(InvariantViolated, match="P1"):
+        pool.check()
+
+
+def test_check_looks_at_what_is_nobodys_too() -> None:
+    """A segment that what was rewritten has no longer is a broken law like a session's."""
+    pool = KvPool(8, 4, NextUse())
+    fill(pool, "a", ((1, 16),), 16)
+    pool.rewritten("a")
+    assert not pool.owners
+    pool.check()
+    (_, _, _, segment) = pool._heap[0]
+    segment.owners[0].segments.clear()
+    with pytest.raises(InvariantViolated, match="P5"):
         pool.check()

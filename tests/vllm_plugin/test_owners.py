@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from saga.cache.eviction import EvictionKey
 from saga.cache.lru import Lru
 from saga.cache.next_use import NextUse
+from saga.cache.steps_to_use import FarthestStep
+from saga.cache.workflow_lru import WorkflowLru
 from saga.views import CacheOwner
 from saga.vllm_plugin.owners import OwnedBlocks
 
@@ -175,6 +177,48 @@ def test_what_a_session_rewrote_is_nobodys():
     assert ids(queue.get_all_free_blocks())[3:] == ids(old[::-1] + new[::-1] + head)
 
 
+@pytest.mark.parametrize("policy", [WorkflowLru(), FarthestStep(), NextUse()], ids=lambda policy: type(policy).__name__)
+def test_what_a_session_rewrote_leaves_before_what_others_may_use_again(policy):
+    """Whatever the policy looks at: nobody will ask for it. Calls without a session are not held for such."""
+    queue, _ = queue_of(8, policy)
+    others, old, new, loose = (queue.popleft_n(2) for _ in range(4))
+    facts, other = owner("writer", 0.9), owner("other", 0.3)
+    facts.standing, other.standing, other.steps_to_use = "active", "paused", 4.0
+    for at_s, (whose, context) in enumerate([(other, others), (None, loose), (facts, old)]):
+        queue.now_s = float(at_s)
+        leave(queue, whose, context)
+    queue.rewritten(facts)
+    queue.check()
+    leave(queue, facts, new)
+    if isinstance(policy, NextUse):  # the unknown leave first, in the order of falling free
+        assert ids(queue.popleft_n(2)) == ids(loose[::-1])
+    assert ids(queue.popleft_n(2)) == ids(old[::-1])
+    queue.check()
+    assert not queue.take_losers() - {facts}
+
+
+def test_what_was_rewritten_and_is_hit_is_its_new_users():
+    """By a session, or by a call without one: the order among nobody's blocks is stock's then."""
+    queue, _ = queue_of(6, WorkflowLru())
+    old, loose = queue.popleft_n(3), queue.popleft_n(3)
+    facts, heir = owner("writer", 0.9), owner("heir", 0.9)
+    leave(queue, facts, old)
+    queue.rewritten(facts)
+    for block in old[:2]:
+        queue.remove(block)
+    leave(queue, heir, old[:1])
+    queue.now_s = 1.0
+    leave(queue, None, loose)
+    queue.now_s = 2.0
+    leave(queue, None, old[1:2])
+    queue.check()
+    assert queue.num_blocks_of([heir]) == 1
+    assert ids(queue.popleft_n(1)) == ids(old[2:])
+    assert queue.take_losers() == {facts}
+    left = ids(queue.get_all_free_blocks())
+    assert [each for each in left if each != old[0].block_id] == ids([*loose[::-1], old[1]])
+
+
 def test_losers_are_told_once():
     """Who lost blocks since the last question, owners of shared ones all together."""
     queue, _ = queue_of(4)
@@ -331,7 +375,9 @@ class Engine:
             self.queue.append_n([block for block in free if block.content is not None])
 
 
-_MOVE = st.tuples(st.sampled_from(["begin", "end", "worth"]), st.integers(0, 4), st.integers(0, 9), st.integers(1, 7))
+_MOVE = st.tuples(
+    st.sampled_from(["begin", "end", "worth", "rewrite"]), st.integers(0, 4), st.integers(0, 9), st.integers(1, 7)
+)
 
 
 @given(moves=st.lists(_MOVE, max_size=80))
@@ -349,6 +395,8 @@ def test_no_head_leaves_before_its_tail_and_blocks_are_conserved(moves):
         elif move == "worth":
             sessions[who].reuse_probability = float(number)
             engine.queue.rekey(sessions[who])
+        elif move == "rewrite":
+            engine.queue.rewritten(sessions[who])
         engine.queue.check()
         held = sum(1 for holders in engine.holders if holders)
         assert held + engine.queue.num_free_blocks == 14

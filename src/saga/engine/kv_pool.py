@@ -203,7 +203,7 @@ class KvPool:
             return
         nobody = OwnerRecord("", owner.capacity_tokens)
         nobody.stale = True
-        nobody.last_use_s = owner.last_use_s
+        nobody.stand_for_rewritten(owner)
         for segment in left:
             self._leave(owner, segment)
             segment.owners = (nobody,)
@@ -515,11 +515,17 @@ class KvPool:
         live = sum(entry[3].stamp == entry[2] for entry in self._heap)
         if live != leaves:
             raise InvariantViolated(f"P4 every leaf has one live heap entry: {live} entries, {leaves} leaves")
-        for owner in self.owners.values():
-            if not owner.segments or any(owner not in segment.owners for segment in owner.segments):
-                raise InvariantViolated(
-                    f"P5 owner {owner.session!r} is listed by all of its segments, of which it has some"
-                )
+        self._check_owners()
+
+    def _check_owners(self) -> None:
+        resident = {segment for stream in self._streams.values() for segment in stream.segments}
+        owners = {*self.owners.values(), *(owner for segment in resident for owner in segment.owners)}
+        for owner in owners:
+            listed = {segment for segment in resident if owner in segment.owners}
+            if not listed or listed != owner.segments.keys():
+                raise InvariantViolated(f"P5 owner {owner.session!r} is listed by its segments, of which it has some")
+            if not owner.stale and self.owners.get(owner.session) is not owner:
+                raise InvariantViolated(f"P5 owner {owner.session!r} of a segment is not in the books")
 
     def _check_stream(self, stream: Stream) -> None:
         at, refs = stream.first, maxsize

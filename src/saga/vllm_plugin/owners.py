@@ -9,7 +9,9 @@ lanes, smallest key first and longest free first among equals, names the next bl
   their tails have, fell free later than these, and so leave after them;
 - blocks without owner are one lane of their own, known as *nobody's*: a policy sees an owner of unknown standing that
   was last used when the longest free of them fell free. Among themselves they leave in that order, as in stock vLLM,
-  and so do sessions of which nobody said anything.
+  and so do sessions of which nobody said anything;
+- what a session has rewritten is a *stale* lane, whose owner is unknown too and will not use it again. Only free blocks
+  are stale: one that is hit is nobody's until it is given back.
 
 Cost: O(1) per block, and O(log lanes) per lane whenever an owner's facts change or a call gives blocks back; nothing is
 sorted per allocation. Lanes are split only where a session shares part of a lane. Taking a block back that is hit
@@ -76,10 +78,11 @@ class Owner:
 class Lane:
     """Blocks with equal owners. num_blocks: free ones and those in use; stamp: of its live heap entry, 0 for none.
 
-    freed_s: when a block last fell free here. worth: a heap of (negated key, tie, owner), old keys among them.
+    freed_s: when a block last fell free here. worth: a heap of (negated key, tie, owner), old keys among them. stale:
+    its one owner is no session, and not in the books.
     """
 
-    __slots__ = ("first", "freed_s", "key", "last", "num_blocks", "owners", "stamp", "worth")
+    __slots__ = ("first", "freed_s", "key", "last", "num_blocks", "owners", "stale", "stamp", "worth")
 
     def __init__(self) -> None:
         self.first = _End()
@@ -91,6 +94,7 @@ class Lane:
         self.key: EvictionKey = ()
         self.freed_s = 0.0
         self.num_blocks = 0
+        self.stale = False
         self.stamp = 0
 
     @property
@@ -177,6 +181,10 @@ class OwnedBlocks:
         after.prev_free_block = before
         block.prev_free_block = block.next_free_block = None
         self.num_free_blocks -= 1
+        lane = self._lane_of[block.block_id]
+        if lane.stale:
+            self._lane_of[block.block_id] = self._nobodys
+            self._lost(lane, 1)
 
     def append(self, block: Block) -> None:
         """A block that can be hit falls free."""
@@ -267,16 +275,22 @@ class OwnedBlocks:
     def rewritten(self, facts: CacheOwner) -> None:
         """A call of the session has begun: what is its alone and still free is no part of its context any more.
 
-        It is nobody's then, so that an agent that rewrites its history does not fill the cache. O(those blocks).
+        It is stale then, so that an agent that rewrites its history does not fill the cache. O(those blocks).
         """
         owner = self.owners.get(facts)
         alone = owner.alone if owner is not None else None
-        if alone is not None and not alone.empty:
-            stale: list[Any] = []
-            num_stale = alone.take(alone.num_blocks, stale, self._lane_of, self._nobodys)
-            self.num_free_blocks -= num_stale
-            self._lost(alone, num_stale)
-            self.append_n(stale)
+        if alone is None or alone.empty:
+            return
+        nobody = CacheOwner("", capacity_tokens=facts.capacity_tokens)
+        nobody.stand_for_rewritten(facts)
+        nobody.last_use_s = alone.freed_s
+        lane = self._new_lane((Owner(nobody, self.policy.key(nobody)),))
+        lane.stale = True
+        blocks: list[Any] = []
+        lane.num_blocks = alone.take(alone.num_blocks, blocks, self._lane_of, lane)
+        self.num_free_blocks -= lane.num_blocks
+        self._lost(alone, lane.num_blocks)
+        self.append_n(blocks)
 
     def rekey(self, facts: CacheOwner) -> None:
         """The session's facts changed. O(its lanes * log)."""
@@ -449,7 +463,8 @@ class OwnedBlocks:
     def _lost(self, lane: Lane, num_blocks: int) -> None:
         """So many blocks of the lane became nobody's. O(1), the last ones O(owners)."""
         lane.num_blocks -= num_blocks
-        self._lossy[lane] = None
+        if not lane.stale:
+            self._lossy[lane] = None
         if not lane.num_blocks:
             self._end(lane)
 
