@@ -166,9 +166,15 @@ def test_a_session_kept_from_home_for_too_long_goes_elsewhere_with_its_prefix(st
     assert dispatched(commands) == [("a/1", "w1")]
 
 
-def _moved(stage):
-    """Session a, taken from w0 to w1 with its prefix, at work there."""
-    at = stage(HOLDS_30_S, workers=2, kv_tokens=10_000)
+@pytest.fixture(params=[True, False], ids=["with its prefix", "without"])
+def carries(request):
+    """Whether moves take the prefix along."""
+    return request.param
+
+
+def _moved(stage, carries):
+    """Session a, taken from w0 to w1, at work there."""
+    at = stage(replace(HOLDS_30_S, migrate=carries), workers=2, kv_tokens=10_000)
     at.arrive("a", 0, 6_000)
     at.arrive("x", 0, 9_000)
     at.finish("a", 0, "w0", 6_000)
@@ -178,23 +184,24 @@ def _moved(stage):
     at.finish("x", 0, "w1", 9_000)
     at.end("x")
     moved = at.wait(21.0)
-    assert of(do.Migrate, moved)
+    assert dispatched(moved) == [("a/1", "w1")]
+    assert bool(of(do.Migrate, moved)) == carries
     assert not of(do.Release, moved)
     return at
 
 
-def test_the_copy_that_a_move_leaves_behind_may_go_once_the_prefix_has_arrived(stage):
-    """When the call has ended on the new worker, and not before, the old one is told; once."""
-    at = _moved(stage)
+def test_the_copy_that_a_move_leaves_behind_may_go_once_the_prefix_is_on_the_new_worker(stage, carries):
+    """When the call has ended there, and not before, the old one is told; once."""
+    at = _moved(stage, carries)
     told = of(do.Release, at.finish("a", 1, "w1", 6_100))
     assert [(c.session, c.worker, c.standing) for c in told] == [("a", "w0", do.Standing.ENDED)]
     at.arrive("a", 2, 6_200)
     assert of(do.Release, at.finish("a", 2, "w1", 6_200)) == []
 
 
-def test_a_session_that_ends_while_it_moves_leaves_no_copy_behind(stage):
+def test_a_session_that_ends_while_it_moves_leaves_no_copy_behind(stage, carries):
     """Both workers hear that it is over: the one where it is and the one that it came from."""
-    at = _moved(stage)
+    at = _moved(stage, carries)
     told = of(do.Release, at.end("a"))
     assert [(c.worker, c.standing) for c in told] == [("w0", do.Standing.ENDED), ("w1", do.Standing.ENDED)]
 

@@ -63,6 +63,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self.now_s = -inf
         self._gates = composition.admission.gates
+        self._directs = self._gates or composition.forecasts
         self._steals = composition.stealing.idle_s is not None
         self._preempts = composition.preemption.blocked_s is not None
         self._nothing_known = nothing_known()
@@ -391,7 +392,7 @@ class Scheduler:
     def _move(self, session: Session, target: Worker) -> None:
         """Take the session to another worker, with its prefix where that is cheaper than prefilling it again.
 
-        A prefix that comes along leaves a copy behind that nobody needs: see `_clear_up`.
+        Whether it comes along or not, what stays behind is a copy that nobody needs: see `_clear_up`.
         """
         source = self.fleet.get(session.lives_at)
         tokens = session.home_tokens + session.home_host_tokens
@@ -401,13 +402,14 @@ class Scheduler:
         if source is not None:
             source.leave(session)
             self._touched(source, freed=False)
+            if self._directs:
+                session.left_at = source.worker
             if self.composition.migrate and tokens and target.move_tokens_per_s > target.prefill_tokens_per_s:
                 self._out.append(
                     do.Migrate(
                         session.session, source.worker, target.worker, tokens, "moving is cheaper than prefilling"
                     )
                 )
-                session.left_at = source.worker
             else:
                 tokens = 0
         session.home = target.worker
@@ -415,7 +417,7 @@ class Scheduler:
         session.home_host_tokens = 0
 
     def _clear_up(self, session: Session) -> None:
-        """The copy of its prefix where it was taken from may go first; said when a call has ended on its new worker.
+        """The copy of its prefix on the worker that it left may go first; said when a call has ended on the new one.
 
         Otherwise old copies fill the host tier: nobody speaks of them again, not even when the session ends.
         """
@@ -424,7 +426,7 @@ class Scheduler:
         left = self.fleet.get(session.left_at)
         session.left_at = ""
         if left is not None:
-            why = "its prefix has moved to another worker"
+            why = "it has moved to another worker"
             self._out.append(do.Release(session.session, left.worker, Standing.ENDED, why))
 
     # ------------------------------------------------------------------ a step runs and ends
@@ -552,7 +554,7 @@ class Scheduler:
 
     def _begin_gap(self, session: Session, worker: Worker) -> None:
         """Decide how long the session's place, and its prefix, are kept for it."""
-        if not self.composition.forecasts and not self._gates:
+        if not self._directs:
             session.did(Did.FINISHED_LET_GO)
             return
         forecast = self._forecast(session)

@@ -77,7 +77,7 @@ class Session(SessionView):
     prefix apart. Times of pending deadlines are nan-free: inf means none. backlog: steps that came while one was live.
     children: open sessions that it spawned, None for none so far. sent_at_s: when its step was last dispatched;
     gave_way: whether that step was taken back once for another one's sake.
-    left_at: worker that its prefix was moved from, until that is told that its copy may go.
+    left_at: worker that it has left for another, until that is told that its copy of the prefix may go.
     overdue_at_s: when it is taken for gone unless it comes back; look_at_s: when that is looked at next.
     overdue: it is, and its worker counts it no longer. advanced_s: device seconds charged in advance for its place and
     not used yet. owed: others stand back for it.
