@@ -227,9 +227,29 @@ def test_a_speed_that_an_engine_measured_is_passed_on_and_nonsense_is_not():
     """Until it has measured one, and where it says something that cannot be, the last one stands."""
     world = World()
     link = world.engines.joined(hello())
-    for said, stands in ((0.0, 0.0), (12_000.0, 12_000.0), (-1.0, 12_000.0), (float("nan"), 12_000.0), (inf, 12_000.0)):
+    for said, stands in ((0.0, 0.0), (12_000.0, 12_000.0), (0.0, 12_000.0)):
         world.hear(link, report=wire.Report(prefill_tokens_per_s=said))
         assert world.worker.measured_prefill_tokens_per_s == stands
+    assert not world.meter.misunderstood_
+    for said in (-1.0, float("nan"), inf, 1e-6, 9.0, 1e8):
+        world.hear(link, report=wire.Report(prefill_tokens_per_s=said))
+        assert world.worker.measured_prefill_tokens_per_s == 12_000.0
+    assert world.meter.misunderstood_ == {"prefill rate": 6}
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_a_speed_goes_with_the_engine_that_measured_it(says_goodbye):
+    """Who comes next, or nobody, is as fast as was said of it."""
+    world = World(prefill_tokens_per_s=7e3)
+    link = world.engines.joined(hello(prefill_tokens_per_s=9e3))
+    world.hear(link, report=wire.Report(prefill_tokens_per_s=12_000.0))
+    assert world.worker.prefill_tokens_per_s == 12_000.0
+    if says_goodbye:
+        world.engines.left(link)
+        assert world.worker.prefill_tokens_per_s == 9e3
+    world.engines.joined(hello(prefill_tokens_per_s=4e3))
+    world.engines.left(link)
+    assert world.worker.prefill_tokens_per_s == 4e3
 
 
 def test_what_a_report_says_beyond_measure_is_not_taken():

@@ -42,6 +42,7 @@ _REPORT_EVERY_S = 0.1
 _REPORTS_PER_S = 1_000.0
 _SOON_S = 0.001
 _UNKNOWN_S = -1.0
+_LEAST_PREFILL_PER_S, _MOST_PREFILL_PER_S = 10.0, 1e7
 
 Residency: TypeAlias = ev.BlocksStored | ev.BlocksRemoved
 
@@ -131,13 +132,14 @@ class Engines:
         return link
 
     def left(self, link: EngineLink) -> None:
-        """The stream is gone. The worker stays."""
+        """The stream is gone. The worker stays; who comes next under its name may be as fast as it likes."""
         if link.is_over:
             return
         link.is_over = True
         link.ready.set()
         if self.links.get(link.worker.name) is link:
             del self.links[link.worker.name]
+            link.worker.measured_prefill_tokens_per_s = 0.0
         for number in list(link.asked):
             self._meter.answered(link.worker.name, link.forget(number), "unanswered", None)
         link.waiting.clear()
@@ -201,8 +203,10 @@ class Engines:
         worker = link.worker
         worker.running, worker.waiting = report.running, report.waiting
         worker.kv_usage = min(1.0, report.used_blocks * worker.capacity.block_tokens / worker.kv_tokens)
-        if 0.0 < report.prefill_tokens_per_s < inf:
+        if _LEAST_PREFILL_PER_S <= report.prefill_tokens_per_s <= _MOST_PREFILL_PER_S:
             worker.measured_prefill_tokens_per_s = report.prefill_tokens_per_s
+        elif report.prefill_tokens_per_s != 0.0:
+            self._meter.misunderstood("prefill rate")
         self._workers.reported(worker)
         for finished in report.finished[:_MAX_PER_REPORT]:
             self._meter.engine_finished(worker.name, finished)

@@ -683,7 +683,7 @@ class GatewayScheduling:
                 worker.running or 0,
                 worker.waiting or 0,
                 used_tokens,
-                worker.measured_prefill_tokens_per_s,
+                worker.prefill_tokens_per_s,
             ),
         )
 

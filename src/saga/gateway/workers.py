@@ -204,6 +204,11 @@ class Worker:
         self.kv_usage: float | None = None
 
     @property
+    def prefill_tokens_per_s(self) -> float:
+        """As measured, else as its engine or its operator says."""
+        return self.measured_prefill_tokens_per_s or self.capacity.prefill_tokens_per_s
+
+    @property
     def is_up(self) -> bool:
         """Whether it may get new calls."""
         return self.state is WorkerState.UP
