@@ -101,6 +101,8 @@ def test_infinite_share_is_null_and_not_a_crash(saga: Saga, monkeypatch: pytest.
         (("--rate", 1, "--preset", "saga,saga"), "twice"),
         (("--rate", 1, "--preset", ""), "--preset '' names no preset"),
         (("--rate", 1, "--preset", " , "), "names no preset"),
+        (("--rate", 1, "--preset", "saga,,vllm"), "--preset 'saga,,vllm': a name is empty"),
+        (("--rate", 1, "--preset", "saga, "), "a name is empty"),
         (("--rate", 1, "--hardware", "abacus"), "abacus"),
         (("--rate", 1, "--workload", "swe_bunch"), "did you mean 'swe_bench'"),
         (("--rate", 1, "--min-calls", 5, "--max-calls", 2), "max_calls"),

@@ -243,9 +243,11 @@ def check_presets(names: str) -> list[str]:
     """The names between the commas; UnknownName or UsageError where one is unknown, empty or twice there."""
     from saga.presets import preset
 
-    found = [name.strip() for name in names.split(",") if name.strip()]
-    if not found:
+    found = [name.strip() for name in names.split(",")]
+    if not any(found):
         raise UsageError(f"--preset {names!r} names no preset; see saga presets")
+    if not all(found):
+        raise UsageError(f"--preset {names!r}: a name is empty; expected one comma between two presets")
     if len(set(found)) < len(found):
         raise UsageError(f"--preset {names}: a preset is named twice; name each once")
     return [preset(name).name for name in found]
