@@ -421,7 +421,7 @@ _SESSION_CAP = replace(
 _INFINITE_KV = replace(
     _VLLM_APC,
     name="infinite_kv",
-    description="vllm_apc with KV memory without end: the bound that no policy passes",
+    description="vllm_apc with KV memory without end: nothing ever leaves a worker, calls are served in the same order",
     source="bound",
     engine=EngineRules(infinite_kv=True),
 )

@@ -109,7 +109,7 @@ def main_section(scale: Scale, results: Results, claims: Claims) -> Section:
             f"Each system on {scale.cluster} modelled workers (the paper: {claims.setup.instances}) at "
             f"oversubscription {PAPER_LOAD:g}, our reading of the paper's 80 % load, and a sweep of load on "
             f"{scale.fleet} workers. Ratios are of mean completion times to that of {PAPER}, the preset that takes "
-            f"the paper's rules literally; {OURS} is this project's default and {BOUND} the bound of endless KV "
+            f"the paper's rules literally; {OURS} is this project's default and {BOUND} is endless KV "
             "memory."
         ),
         rows=rows,
