@@ -50,3 +50,17 @@ def test_steps_without_an_end_are_forgotten():
         rate.began(object(), 1_000, 1, 0.0)
     live(rate, *[(1_000, 0.1)] * 10)
     assert (rate.tokens_per_s, len(rate._begun)) == (10_000.0, 0)
+
+
+def test_with_more_steps_in_flight_than_are_kept_the_newer_ones_are_learned_from():
+    """The end of one that was pushed out says nothing, and takes nobody with it."""
+    rate = PrefillRate()
+    steps = [object() for _ in range(60)]
+    for at, step in enumerate(steps):
+        rate.began(step, 500, 1, 0.1 * at)
+        if at >= 40:
+            rate.ended(steps[at - 40], 0.1 * at + 0.05)
+    assert rate.tokens_per_s == 0.0
+    for at, step in enumerate(steps[20:]):
+        rate.ended(step, 6.05 + 0.1 * at)
+    assert rate.tokens_per_s == 5_000.0

@@ -38,13 +38,14 @@ class PrefillRate:
 
     def ended(self, step: object, at_s: float) -> None:
         """Its tokens are here. O(1), where it counts O(steps that are kept)."""
-        while self._begun:
-            begun, begin_s, num_tokens = self._begun.popleft()
-            if begun is step:
-                seconds = at_s - max(begin_s, self._ended_s)
-                if num_tokens and seconds > 0.0:
-                    self._add(num_tokens / seconds)
-                break
+        place = next((place for place, begun in enumerate(self._begun) if begun[0] is step), None)
+        if place is not None:  # else it was pushed out by newer ones, which are to end still
+            for _ in range(place):
+                self._begun.popleft()
+            _, begin_s, num_tokens = self._begun.popleft()
+            seconds = at_s - max(begin_s, self._ended_s)
+            if num_tokens and seconds > 0.0:
+                self._add(num_tokens / seconds)
         self._ended_s = at_s
 
     def _add(self, tokens_per_s: float) -> None:
