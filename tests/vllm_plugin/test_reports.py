@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from saga.vllm_plugin.contracts import Finished, Held
 from saga.vllm_plugin.reports import Reporter, leading_blocks
-from saga.vllm_plugin.sessions import Session, SessionKey
+from saga.vllm_plugin.sessions import Session, SessionKey, SessionTable
 
 
 def session(number):
@@ -46,6 +46,28 @@ def test_only_what_changed_is_told_and_once():
     one.context_tokens = 0
     reports.changed([one])
     assert reports.take_held() == (Held("5", 0, 0),)
+
+
+def test_nothing_is_said_of_a_session_whose_hashes_were_dropped():
+    """Not that its prefix is gone, which nobody knows; with its next call it is known again."""
+    sessions = SessionTable(max_sessions=10, max_tokens=100, max_hashes=10, capacity_tokens=1_000)
+    reports = Reporter(lambda each: len(each.block_hashes), lambda _: 0)
+    one, two = (sessions.use(SessionKey("", "", name), 0.0) for name in ("one", "two"))
+    sessions.remember(one, [], [b"h"] * 6)
+    reports.changed([one])
+    assert reports.take_held() == (Held("one", 6, 0),)
+    sessions.remember(two, [], [b"h"] * 6)
+    reports.changed([one])
+    assert reports.take_held() == ()
+    sessions.remember(one, [], [b"h"] * 11)
+    reports.changed([one])
+    assert reports.take_held() == ()
+    sessions.remember(one, [], [b"h"] * 3)
+    reports.changed([one])
+    assert reports.take_held() == (Held("one", 3, 0),)
+    sessions.forget(one)
+    reports.changed([one])
+    assert reports.take_held() == (Held("one", 0, 0),)
 
 
 def test_a_report_is_bounded_and_the_rest_follows():

@@ -57,10 +57,15 @@ class Reporter:
         return finished
 
     def take_held(self) -> tuple[Held, ...]:
-        """Sessions of which another amount is held than was last told; those beyond the bound come next time."""
+        """Sessions of which another amount is held than was last told; those beyond the bound come next time.
+
+        Nothing is said of a session that cannot be traced: what was told stands until its next call.
+        """
         held: list[Held] = []
         for session in list(self._changed)[:_MAX_SESSIONS]:
             del self._changed[session]
+            if session.untraceable:
+                continue
             amounts = self._device_tokens(session), self._host_tokens(session)
             if amounts != session.reported:
                 session.reported = amounts

@@ -33,7 +33,8 @@ class Session(CacheOwner):
     num_waiting, num_running: its calls in the engine. arrived_s: when its task was first seen here. until_s: when its
     retention ends (inf: none, or without end). task: "" where unnamed. num_steps: calls that ended.
     token_ids, block_hashes: of its last context, empty where forgotten; hashes are of full blocks from the front
-    (vLLM's `Request.block_hashes`). lora: of its last call.
+    (vLLM's `Request.block_hashes`). untraceable: they were dropped for the bound, so that nobody knows what is held of
+    it. lora: of its last call.
     reported: (device, host) tokens that were last told to the coordinator.
     """
 
@@ -49,6 +50,7 @@ class Session(CacheOwner):
         "task",
         "token_ids",
         "until_s",
+        "untraceable",
     )
 
     def __init__(self, key: SessionKey, *, capacity_tokens: int = 1, at_s: float = 0.0) -> None:
@@ -63,6 +65,7 @@ class Session(CacheOwner):
         self.until_s = inf
         self.token_ids = _NO_TOKENS
         self.block_hashes = _NO_HASHES
+        self.untraceable = False
         self.lora: object | None = None
         self.reported = (0, 0)
 
@@ -152,8 +155,11 @@ class SessionTable:
             session.block_hashes = block_hashes
             self.num_hashes += len(block_hashes)
             self._hashed[session] = None
+            session.untraceable = False
             while self.num_hashes > self.max_hashes:
-                self._drop_hashes(next(iter(self._hashed)))
+                self._lose_hashes(next(iter(self._hashed)))
+        else:
+            session.untraceable = True
 
     def forget(self, session: Session) -> None:
         """Drop it, with all that is known of it."""
@@ -170,6 +176,7 @@ class SessionTable:
                 del self._tasks[task]
         self._drop_tokens(session)
         self._drop_hashes(session)
+        session.untraceable = False
         self._forgotten(session)
 
     def forget_idle_since(self, at_s: float) -> None:
@@ -195,6 +202,10 @@ class SessionTable:
             del self._remembered[session]
             self.num_tokens -= len(session.token_ids)
             session.token_ids = _NO_TOKENS
+
+    def _lose_hashes(self, session: Session) -> None:
+        self._drop_hashes(session)
+        session.untraceable = True
 
     def _drop_hashes(self, session: Session) -> None:
         if session in self._hashed:
