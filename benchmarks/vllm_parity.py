@@ -5,16 +5,16 @@ remain add up to over thousands of calls: mean task completion time (TCT) and re
 collapse. Every agent is let in (no gate); first come first served, and stock `--scheduling-policy
 priority` with the arrival of the task as priority.
 
-    /tmp/vllm-venv/bin/pip install --no-deps -e .
-    /tmp/vllm-venv/bin/python benchmarks/vllm_parity.py --tasks 60 --oversubscription 0.7 1.0 1.5
-    /tmp/vllm-venv/bin/python benchmarks/vllm_parity.py --tasks 60 --dram-tokens 300000 1200000 --queue fcfs
+    python benchmarks/vllm_parity.py --tasks 60 --oversubscription 0.7 1.0 1.5
+    python benchmarks/vllm_parity.py --tasks 60 --dram-tokens 300000 1200000 --queue fcfs
 
-(see real_vllm.py for the environment). With `--dram-tokens` both have a host tier: vLLM's own `OffloadingConnector`
-there, copies in virtual time; answers are offloaded too unless `--prompt-only`. In a collapse a difference in the last
-bit of a time grows until whole tasks change places. `--exact` rounds latencies and gaps to 2^-20 s, so that sums of
-times are the same in every order: then what is left between the engines is decisions that differ (one block among
-millions of tokens). The real scheduler takes about 1,300 steps per second, fewer with a host tier, the modelled engine
-thousands of calls. This file refuses to know SAGA's policies: it is about the engine below them.
+with a Python that has vLLM and SAGA (see real_vllm.py). With `--dram-tokens` both have a host tier: vLLM's own
+`OffloadingConnector` there, copies in virtual time; answers are offloaded too unless `--prompt-only`. In a collapse a
+difference in the last bit of a time grows until whole tasks change places. `--exact` rounds latencies and gaps to
+2^-20 s, so that sums of times are the same in every order: then what is left between the engines is decisions that
+differ (one block among millions of tokens). The real scheduler takes about 1,300 steps per second, fewer with a host
+tier, the modelled engine thousands of calls. This file refuses to know SAGA's policies: it is about the engine below
+them.
 """
 
 from __future__ import annotations
