@@ -33,11 +33,11 @@ from saga.workloads.plan import Workload
 Change = Callable[[Forecast], Forecast]
 
 NAIVE: dict[str, Change] = {
-    "gap length (prior for all)": lambda f: f._replace(gap=GapModel(), expected_gap_s=1.0),
-    "continue probability (1)": lambda f: f._replace(continue_probability=1.0),
-    "overlap (1)": lambda f: f._replace(overlap=1.0),
-    "expected return (now)": lambda f: f._replace(expected_gap_s=0.0),
-    "output tokens (0)": lambda f: f._replace(output_tokens=0.0),
+    "gap length (prior for all)": lambda f: replace(f, gap=GapModel(), expected_gap_s=1.0),
+    "continue probability (1)": lambda f: replace(f, continue_probability=1.0),
+    "overlap (1)": lambda f: replace(f, overlap=1.0),
+    "expected return (now)": lambda f: replace(f, expected_gap_s=0.0),
+    "output tokens (0)": lambda f: replace(f, output_tokens=0.0),
 }
 
 
@@ -68,7 +68,7 @@ class Shadowed:
         for name, change in NAIVE.items():
             naive = change(forecast)
             other_s = self.policy.hold_s(
-                facts._replace(gap=naive.gap, continue_probability=naive.continue_probability, overlap=naive.overlap)
+                replace(facts, gap=naive.gap, continue_probability=naive.continue_probability, overlap=naive.overlap)
             )
             self.counts[name][0] += abs(other_s - hold_s) > 0.1 * max(hold_s, other_s)
             self.counts[name][1] += 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from math import inf
+from dataclasses import replace
+from math import inf, nextafter
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from saga.cache.ttl import FixedTtl, Forever, GapFacts, NoTtl, P95Ttl, Retention, SkiRental, UtilityTtl
+from saga.cache.ttl import FixedTtl, Forever, GapFacts, NoTtl, P95Ttl, Retention, SkiRental, UtilityTtl, _two_digits
 from saga.workflow.gaps import EDGES_S, GapModel
 
 GAPS = st.lists(st.floats(0.0, 1e4), max_size=40)
@@ -80,7 +81,7 @@ def test_a_larger_device_and_a_slower_return_hold_longer(
     gap = model(gaps_s)
     small, large = (GapFacts(gap, 1.0, 1.0, tokens, rate, 0.0) for tokens in sorted((one, other)))
     assert ENDLESS.hold_s(small) <= ENDLESS.hold_s(large)
-    assert ENDLESS.hold_s(large._replace(return_tokens_per_s=2.0 * rate)) <= ENDLESS.hold_s(large)
+    assert ENDLESS.hold_s(replace(large, return_tokens_per_s=2.0 * rate)) <= ENDLESS.hold_s(large)
 
 
 @given(GAPS, SHARES, SHARES)
@@ -172,3 +173,11 @@ def test_a_tool_that_is_surely_back_in_time_is_waited_for() -> None:
     quick = model([1.0] * 100)
     assert 1.0 <= UtilityTtl().hold_s(pinned(quick, 20_000, 0.0)) < 5.0
     assert UtilityTtl().hold_s(pinned(quick, 0, 0.0)) == 0.0
+
+
+@given(st.floats(1e-6, 1e8))
+def test_a_price_counts_to_two_digits(seconds: float) -> None:
+    """Rounded as decimal figures are, and so are the middles between two of them and the numbers beside those."""
+    middle = float(f"{float(f'{seconds:.2g}'):.1e}".replace("e", "5e"))
+    for number in (seconds, middle, nextafter(middle, 0.0), nextafter(middle, inf), float(f"{seconds:.2g}")):
+        assert _two_digits(number) == float(f"{number:.2g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -269,7 +270,8 @@ def play(model: WorkflowModel, story: list[Any]) -> list[Forecast]:
 
 def plain(forecast: Forecast) -> tuple[Any, ...]:
     """A forecast by value."""
-    return tuple(value.curve() if name == "gap" else value for name, value in forecast._asdict().items())
+    values = {each.name: getattr(forecast, each.name) for each in fields(forecast)}
+    return tuple(value.curve() if name == "gap" else value for name, value in values.items())
 
 
 @given(events)

@@ -6,15 +6,16 @@ let go costs its regeneration. Policies refuse to know clocks, sessions and cach
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
-from functools import lru_cache
-from math import inf
-from typing import NamedTuple, Protocol
+from math import inf, nextafter
+from typing import Final, Protocol
 
 from saga.workflow.gaps import GapModel
 
 
-class GapFacts(NamedTuple):
+@dataclass(slots=True, init=False)
+class GapFacts:
     """What is known when a gap begins.
 
     gap: model of its length. continue_probability: that there is a next step at all. overlap: share of the
@@ -29,8 +30,28 @@ class GapFacts(NamedTuple):
     capacity_tokens: int
     return_tokens_per_s: float
     pressure: float
-    context_tokens: int = 0
-    wait_s: float = 0.0
+    context_tokens: int
+    wait_s: float
+
+    def __init__(
+        self,
+        gap: GapModel,
+        continue_probability: float,
+        overlap: float,
+        capacity_tokens: int,
+        return_tokens_per_s: float,
+        pressure: float,
+        context_tokens: int = 0,
+        wait_s: float = 0.0,
+    ) -> None:
+        self.gap = gap
+        self.continue_probability = continue_probability
+        self.overlap = overlap
+        self.capacity_tokens = capacity_tokens
+        self.return_tokens_per_s = return_tokens_per_s
+        self.pressure = pressure
+        self.context_tokens = context_tokens
+        self.wait_s = wait_s
 
 
 class Retention(Protocol):
@@ -136,10 +157,23 @@ class SkiRental:
         return min(self.max_s, hold_s)
 
 
-@lru_cache(maxsize=1_024)
 def _two_digits(seconds: float) -> float:
-    """Rounded to two significant digits: gaps that are nearly alike are one question."""
-    return float(f"{seconds:.2g}")
+    """Rounded to two significant digits: gaps that are nearly alike are one question. O(log numbers)."""
+    if not _ROUNDED_FROM[0] <= seconds < _ROUNDED_FROM[-1]:
+        return float(f"{seconds:.2g}")
+    return _TWO_DIGITS[bisect_right(_ROUNDED_FROM, seconds)]
+
+
+def _first_rounded_up(middle: float) -> float:
+    """The least number that is rounded to what lies above the middle of two neighbours."""
+    return middle if float(f"{middle:.2g}") > middle else nextafter(middle, inf)
+
+
+_TWO_DIGITS: Final = [float(f"{digits}e{power}") for power in range(-4, 5) for digits in range(10, 100)]
+_ROUNDED_FROM: Final = [
+    _first_rounded_up(float(f"{digits}5e{power - 1}")) for power in range(-4, 5) for digits in range(10, 100)
+][:-1]
+"""From where on a number is rounded to each of them but the first."""
 
 
 def _cheapest_hold_s(edges: tuple[float, ...], survival: tuple[float, ...], tau_s: float, probability: float) -> float:

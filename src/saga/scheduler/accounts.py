@@ -9,7 +9,6 @@ is held back for having used a fleet that was empty. What follows from that is p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import inf
 
 from saga.events import StepFinished
 from saga.views import TenantView, WorkerView
@@ -55,8 +54,10 @@ class Accounts:
         """The tenant is given a step while these wait for any worker: time goes on to the least served. O(waiting)."""
         self.level(name)
         tenant = self.tenants[name]
-        least = min((other.attained_s / other.weight for other in waiting), default=inf)
-        self._virtual_s = max(self._virtual_s, min(least, tenant.attained_s / tenant.weight))
+        least = tenant.attained_s / tenant.weight
+        for other in waiting:
+            least = min(least, other.attained_s / other.weight)
+        self._virtual_s = max(self._virtual_s, least)
 
     def charge(self, name: str, service_s: float) -> None:
         """The tenant has received this many device seconds."""

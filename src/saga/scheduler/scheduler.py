@@ -38,7 +38,7 @@ from saga.workflow.model import WorkflowModel, WorkflowSettings
 
 _SHORT_LIST_FROM = 17
 _PRIORITY_PER_RANK = 1_000.0
-_MAX_PRIORITY = 2**62
+_MAX_PRIORITY = 2.0**62
 _WAIT_KEEP = 0.9
 
 
@@ -1064,8 +1064,9 @@ class Scheduler:
 
 def _steps_to_use(session: Session) -> float:
     """Calls of its task until its own next one: that one, and before it what its sub-agents are expected to make."""
-    children = (session.children or {}).values()
-    return 1.0 + max((_steps_left(child) for child in children), default=0.0)
+    if not session.children:
+        return 1.0
+    return 1.0 + max([_steps_left(child) for child in session.children.values()])
 
 
 def _steps_left(session: Session) -> float:

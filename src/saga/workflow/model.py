@@ -544,14 +544,16 @@ class WorkflowModel:
         new_tokens = forecast.new_tokens
         if about is not None:
             new_tokens = about.growth.leaning_on(new_tokens, _NODE_WEIGHT)
-        return forecast._replace(
-            continue_probability=chance,
-            gap=gap,
-            expected_gap_s=expected_s,
-            new_tokens=new_tokens,
-            remaining_steps=steps_left,
-            remaining_tokens=steps_left * self._growth_per_step(track),
-            confidence=max(forecast.confidence, min(believed.values())),
+        return Forecast(
+            chance,
+            gap,
+            expected_s,
+            new_tokens,
+            forecast.output_tokens,
+            forecast.overlap,
+            steps_left,
+            steps_left * self._growth_per_step(track),
+            max(forecast.confidence, min(believed.values())),
         )
 
     def _hinted_node(self, track: Track, hints: Hints, believed: float) -> Node | None:
