@@ -35,7 +35,8 @@ import grpc.aio
 from saga import commands as do
 from saga.gateway.engine_port import EnginePort
 from saga.gateway.engines import Engines
-from saga.gateway.workers import WorkerConfig, Workers
+from saga.gateway.worker_config import WorkerConfig
+from saga.gateway.workers import Workers
 from saga.protocol import METHOD, SERVICE, read_from_engine, read_to_engine, write
 from saga.protocol import coordinator_pb2 as wire
 from saga.vllm_plugin.contracts import EngineFacts, Finished, Held, LinkConfig, Outcome, Report

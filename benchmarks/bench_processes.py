@@ -45,8 +45,7 @@ from saga.gateway.addresses import WorkerAddress
 from saga.gateway.contracts import Answer, Call, Request
 from saga.gateway.coordinator import Coordinator, FrontLink
 from saga.gateway.reading import Reader, Reading
-from saga.gateway.settings import IdentitySettings
-from saga.gateway.tenants import DEFAULT_TENANT
+from saga.gateway.settings import DEFAULT_TENANT, IdentitySettings
 
 SIZES = {"2 KB": 2_000, "200 KB": 200_000}
 CONCURRENCY = 32

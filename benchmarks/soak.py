@@ -35,7 +35,7 @@ from saga.gateway.config import GatewayConfig
 from saga.gateway.conversations import Conversations
 from saga.gateway.serve import Gateway
 from saga.gateway.sweeping import Sweeper
-from saga.gateway.workers import WorkerConfig
+from saga.gateway.worker_config import WorkerConfig
 
 LEAK_SHARE = 0.05
 CHURN_EVERY_S = 2.0

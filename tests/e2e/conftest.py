@@ -17,7 +17,7 @@ from saga.gateway.config import GatewayConfig
 from saga.gateway.health import HealthSettings
 from saga.gateway.serve import Gateway
 from saga.gateway.settings import SchedulingSettings
-from saga.gateway.workers import CircuitRules, WorkerConfig
+from saga.gateway.worker_config import CircuitRules, WorkerConfig
 
 MODEL = "llama3-8b-h100"
 _FAST = HealthSettings(interval_s=0.1, down_interval_s=0.05, timeout_s=1.0, metrics_interval_s=0.1)

@@ -56,6 +56,9 @@ class FakeScheduling:
     gate: asyncio.Event | None = None
     refuse: Refused | None = None
 
+    def admit_at_once(self, call: Call) -> Ticket | None:
+        return None
+
     async def admit(self, call: Call) -> Ticket:
         self.log.append(("admit", call.step))
         if self.refuse is not None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from saga.gateway.answers import watch_answer
-from saga.gateway.contracts import Answer, Call
 from saga.gateway.coordinator import Coordinator
 from saga.gateway.frames import TenantsAre, Trust, Welcome
 from saga.gateway.front import Front
@@ -23,7 +22,8 @@ from saga.gateway.limits import FrontLimits
 from saga.gateway.scheduling import GatewayScheduling
 from saga.gateway.settings import IdentitySettings, SchedulingSettings
 from saga.gateway.tenants import Tenants
-from saga.gateway.workers import WorkerConfig, Workers
+from saga.gateway.worker_config import WorkerConfig
+from saga.gateway.workers import Workers
 
 from .fakes import FakeWorker, Respond
 
@@ -44,16 +44,13 @@ class Truth:
         self.workers = Workers()
         self.identity = GatewayIdentity(Tenants(tenants), settings=IdentitySettings(secret=b"s" * 32))
         settings = SchedulingSettings(**({"check_every": 1} | scheduling))
-        self.scheduling = GatewayScheduling(self.workers, settings, gone=self._gone)
+        self.scheduling = GatewayScheduling(self.workers, settings, gone=self.identity.answered)
         self.scheduling.start()
         now_s = asyncio.get_running_loop().time()
         for number, fake in enumerate(workers):
             url = f"http://127.0.0.1:{fake.address.port}"
             worker = self.workers.add(WorkerConfig(url, name=f"w{number}", models=(MODEL,), key="own"), now_s)
             self.workers.passed(worker, now_s)
-
-    def _gone(self, call: Call, answer: Answer | None, worker: str) -> None:
-        self.identity.answered(call, answer or Answer(), asyncio.get_running_loop().time(), worker)
 
     @property
     def is_idle(self) -> bool:

@@ -16,7 +16,8 @@ from saga.gateway.health import Health
 from saga.gateway.metrics import GatewayMetrics
 from saga.gateway.scheduling import GatewayScheduling
 from saga.gateway.tenants import Tenants
-from saga.gateway.workers import WorkerConfig, Workers
+from saga.gateway.worker_config import WorkerConfig
+from saga.gateway.workers import Workers
 
 
 @contextlib.asynccontextmanager

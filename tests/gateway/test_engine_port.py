@@ -15,7 +15,7 @@ from saga import commands as do
 from saga.errors import PeerError, UsageError
 from saga.gateway.config import GatewayConfig
 from saga.gateway.serve import Gateway
-from saga.gateway.workers import WorkerConfig
+from saga.gateway.worker_config import WorkerConfig
 from saga.protocol import METHOD, SERVICE, read_to_engine, write
 from saga.protocol import coordinator_pb2 as wire
 from saga.vllm_plugin.contracts import EngineFacts, Finished, Held, LinkConfig, Outcome, Report

@@ -13,7 +13,8 @@ from saga import events as ev
 from saga.errors import UsageError
 from saga.gateway import engines
 from saga.gateway.engines import Engines
-from saga.gateway.workers import Capacity, WorkerConfig, Workers
+from saga.gateway.worker_config import Capacity, WorkerConfig
+from saga.gateway.workers import Workers
 from saga.protocol import coordinator_pb2 as wire
 
 

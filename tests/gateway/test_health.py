@@ -8,7 +8,8 @@ import contextlib
 from aiohttp import web
 
 from saga.gateway.health import Figures, Health, HealthSettings, read_figures
-from saga.gateway.workers import CircuitRules, WorkerConfig, Workers, WorkerState
+from saga.gateway.worker_config import CircuitRules, WorkerConfig
+from saga.gateway.workers import Workers, WorkerState
 
 FAST = HealthSettings(
     interval_s=0.02, down_interval_s=0.02, timeout_s=0.2, metrics_interval_s=0.02, models_interval_s=0.02

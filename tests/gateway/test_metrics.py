@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from saga.gateway.contracts import Answer, Call, Kind, Request
 from saga.gateway.metrics import GatewayMetrics
 from saga.gateway.scheduling import GatewayScheduling
-from saga.gateway.workers import WorkerConfig, Workers
+from saga.gateway.worker_config import WorkerConfig
+from saga.gateway.workers import Workers
 
 
 def samples(metrics):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from saga.gateway.pools import Pools
-from saga.gateway.workers import Worker, WorkerConfig
+from saga.gateway.worker_config import WorkerConfig
+from saga.gateway.workers import Worker
 from saga.presets import preset
 from saga.scheduler.composition import Caps
 

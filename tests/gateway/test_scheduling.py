@@ -13,7 +13,8 @@ from saga import commands as do
 from saga.gateway.contracts import MAX_CLASS, Answer, Call, Kind, Refused, Request
 from saga.gateway.scheduling import GatewayScheduling, _classed
 from saga.gateway.settings import SchedulingSettings
-from saga.gateway.workers import Capacity, WorkerConfig, Workers
+from saga.gateway.worker_config import Capacity, WorkerConfig
+from saga.gateway.workers import Workers
 from saga.scheduler.invariants import check
 
 OK = Answer(prompt_tokens=100, output_tokens=10, complete=True)

@@ -18,7 +18,7 @@ from saga.errors import PeerError, UsageError
 from saga.gateway import serve
 from saga.gateway.config import GatewayConfig, load_config
 from saga.gateway.serve import Gateway
-from saga.gateway.workers import WorkerConfig
+from saga.gateway.worker_config import WorkerConfig
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,8 @@ import pytest
 
 from saga.errors import UsageError
 from saga.gateway.contracts import Refused
-from saga.gateway.tenants import Tenant, Tenants
+from saga.gateway.settings import Tenant
+from saga.gateway.tenants import Tenants
 
 
 def hashed(key):

@@ -16,7 +16,7 @@ from saga.gateway import tracing
 from saga.gateway.config import GatewayConfig
 from saga.gateway.serve import Gateway
 from saga.gateway.tracing import is_wanted, traces_endpoint
-from saga.gateway.workers import WorkerConfig
+from saga.gateway.worker_config import WorkerConfig
 
 from .fakes import FakeWorker
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from saga.errors import UsageError
-from saga.gateway.workers import CircuitRules, WorkerConfig, Workers, WorkerState
+from saga.gateway.worker_config import CircuitRules, WorkerConfig
+from saga.gateway.workers import Workers, WorkerState
 
 
 class Diary:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from saga.bench.measured import RunRecord
     from saga.bench.replay import ReplayConfig, Target
     from saga.bench.report import ReportGroup
-    from saga.gateway.workers import WorkerConfig
+    from saga.gateway.worker_config import WorkerConfig
     from saga.workloads.plan import Workload
 
 KIND = "real gateways and real HTTP, modelled engines"

@@ -183,7 +183,7 @@ def _joined(file: Path | None, gateway: dict[str, Any], scheduling: dict[str, An
 
 
 def _named(urls: list[str]) -> list[Any]:
-    from saga.gateway.workers import WorkerConfig
+    from saga.gateway.worker_config import WorkerConfig
 
     workers = [WorkerConfig(url if "://" in url else f"http://{url}").named() for url in urls]
     for worker in workers:

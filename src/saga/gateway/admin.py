@@ -24,7 +24,8 @@ from saga.gateway.health import Health
 from saga.gateway.metrics import GatewayMetrics
 from saga.gateway.scheduling import GatewayScheduling
 from saga.gateway.tenants import Tenants
-from saga.gateway.workers import Worker, WorkerConfig
+from saga.gateway.worker_config import WorkerConfig
+from saga.gateway.workers import Worker
 from saga.scheduler.sessions import Session
 
 _MAX_LISTED = 1_000

@@ -3,9 +3,9 @@
     [gateway]      host, port, admin_host, admin_port, admin_key, tenants, db, drain_s, log_level, ...
     [scheduling]   preset, max_queue, max_wait_s, ...            (settings.SchedulingSettings)
     [health]       interval_s, timeout_s, ...                    (health.HealthSettings)
-    [circuit]      failures_to_open, open_s                      (workers.CircuitRules)
+    [circuit]      failures_to_open, open_s                      (worker_config.CircuitRules)
     [limits]       max_connections, ...; [limits.message], [limits.upstream]      (limits.FrontLimits)
-    [[worker]]     url, name, models, kv_tokens, key, ca_file    (workers.WorkerConfig; `key_env` names a variable)
+    [[worker]]     url, name, models, kv_tokens, key, ca_file    (worker_config.WorkerConfig; or `key_env`, a variable)
 
 A field that nobody knows is an error that names what was meant. The workers of the file are read again when it changes,
 the rest is read once. It refuses to open sockets and to know what the values do.
@@ -28,7 +28,7 @@ from saga.errors import UnknownName, UsageError
 from saga.gateway.health import HealthSettings
 from saga.gateway.limits import FrontLimits, MessageLimits, UpstreamLimits
 from saga.gateway.settings import SchedulingSettings
-from saga.gateway.workers import CircuitRules, WorkerConfig
+from saga.gateway.worker_config import CircuitRules, WorkerConfig
 
 T = TypeVar("T")
 

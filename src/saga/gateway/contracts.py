@@ -338,6 +338,10 @@ class AnswerWatcher(Protocol):
 class Scheduling(Protocol):
     """The scheduler, seen from the data plane. All methods run on the event loop; none blocks."""
 
+    def admit_at_once(self, call: Call) -> Ticket | None:
+        """The ticket where nothing has to wait; None where `admit` is to be awaited now. Raises what that raises."""
+        ...
+
     async def admit(self, call: Call) -> Ticket:
         """Wait at the gate; raises Refused (429, 503 with retry_after_s, 404 for a model nobody serves).
 

@@ -27,7 +27,7 @@ from saga.gateway.journal import say
 from saga.gateway.reading import Reading
 from saga.gateway.resuming import resumed
 from saga.gateway.scheduling import GatewayScheduling
-from saga.gateway.tenants import Tenant
+from saga.gateway.settings import Tenant
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +238,15 @@ class FrontLink:
             self._refuse(number, error, "identified")
             return
         live.reading = None
-        self._step(number, live, self._scheduling.admit(call))
+        try:
+            ticket = self._scheduling.admit_at_once(call)
+        except Exception as error:  # noqa: BLE001 - same
+            self._refuse(number, error, "scheduled")
+            return
+        if ticket is None:
+            self._step(number, live, self._scheduling.admit(call))
+        else:
+            self._answer(number, live, ticket)
 
     def _on_told(self, message: frames.Told) -> None:
         live = self._live.get(message.number)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from saga.errors import PeerError
 from saga.gateway.journal import say
-from saga.gateway.workers import WorkerConfig
+from saga.gateway.worker_config import WorkerConfig
 
 _START_S = 60.0
 _STOP_S = 3.0

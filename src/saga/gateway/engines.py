@@ -25,7 +25,8 @@ from saga import commands as do
 from saga import events as ev
 from saga.errors import UsageError
 from saga.gateway.health import Health
-from saga.gateway.workers import Capacity, Worker, WorkerConfig, Workers, WorkerState
+from saga.gateway.worker_config import Capacity, WorkerConfig
+from saga.gateway.workers import Worker, Workers, WorkerState
 from saga.protocol import coordinator_pb2 as wire
 
 MAX_NAME = 512

@@ -31,8 +31,7 @@ from saga.gateway.conversations import Digest, fingerprint
 from saga.gateway.journal import say
 from saga.gateway.limits import FrontLimits
 from saga.gateway.reading import Reading
-from saga.gateway.settings import IdentitySettings
-from saga.gateway.tenants import Tenant
+from saga.gateway.settings import IdentitySettings, Tenant
 
 MAX_FRAME_BYTES: Final = 8 * 2**20
 _LENGTH_BYTES: Final = 4

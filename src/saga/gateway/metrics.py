@@ -8,7 +8,6 @@ take); families are made when somebody scrapes. It refuses to know sessions' nam
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -38,7 +37,11 @@ class _Counts:
         self.name = name
         self.text = text
         self.labels = labels
-        self.values: Counter[tuple[str, ...]] = Counter()
+        self.values: dict[tuple[str, ...], int] = {}
+
+    def add(self, key: tuple[str, ...], number: int = 1) -> None:
+        """Count so many under these labels' values."""
+        self.values[key] = self.values.get(key, 0) + number
 
     def family(self) -> Metric:
         """What a scrape shows."""
@@ -139,7 +142,7 @@ class GatewayMetrics:
 
     def commanded(self, name: str) -> None:
         """The scheduler ordered something."""
-        self._commands.values[(name,)] += 1
+        self._commands.add((name,))
 
     def dispatched(self, worker: str, tenant: str, kind: str, queued_s: float) -> None:
         """A call got its ticket."""
@@ -152,41 +155,41 @@ class GatewayMetrics:
     def ended(self, worker: str, tenant: str, kind: str, outcome: str, answer: Answer | None) -> None:
         """A ticket ended."""
         tenant = self.tenant_label(tenant)
-        self._calls.values[worker, tenant, kind, outcome] += 1
+        self._calls.add((worker, tenant, kind, outcome))
         if answer is None:
             return
-        tokens = self._tokens.values
+        tokens = self._tokens
         if answer.prompt_tokens:
-            tokens[tenant, "prompt"] += answer.prompt_tokens
+            tokens.add((tenant, "prompt"), answer.prompt_tokens)
         if answer.cached_tokens:
-            tokens[tenant, "cached"] += answer.cached_tokens
+            tokens.add((tenant, "cached"), answer.cached_tokens)
         if answer.output_tokens:
-            tokens[tenant, "output"] += answer.output_tokens
+            tokens.add((tenant, "output"), answer.output_tokens)
 
     def refused(self, tenant: str, kind: str, why: str) -> None:
         """A call got no ticket."""
-        self._refused.values[self.tenant_label(tenant), why] += 1
+        self._refused.add((self.tenant_label(tenant), why))
 
     # ------------------------------------------------------------------ engines.EngineMeter
 
     def answered(self, worker: str, directive: str, outcome: str, seconds: float | None) -> None:
         """What became of a directive."""
-        self._directives.values[worker, directive, outcome] += 1
+        self._directives.add((worker, directive, outcome))
         if seconds is not None:
             self._answered.observe(worker, seconds)
 
     def engine_finished(self, worker: str, finished: Finished) -> None:
         """A step ended, by the engine's own count."""
-        tokens = self._engine_tokens.values
-        tokens[worker, "prompt"] += finished.prompt_tokens
-        tokens[worker, "output"] += finished.output_tokens
-        tokens[worker, "cached"] += finished.cached_tokens
-        tokens[worker, "host"] += finished.host_tokens
-        self._preempted.values[(worker,)] += finished.preemptions
+        tokens = self._engine_tokens
+        tokens.add((worker, "prompt"), finished.prompt_tokens)
+        tokens.add((worker, "output"), finished.output_tokens)
+        tokens.add((worker, "cached"), finished.cached_tokens)
+        tokens.add((worker, "host"), finished.host_tokens)
+        self._preempted.add((worker,), finished.preemptions)
 
     def misunderstood(self, why: str) -> None:
         """An engine said what cannot be used."""
-        self._misunderstood.values[(why,)] += 1
+        self._misunderstood.add((why,))
 
 
 class _Counted(Collector):

@@ -24,8 +24,8 @@ from xxhash import xxh3_64_intdigest as xxh3
 from saga.gateway.body import Body, parse
 from saga.gateway.contracts import MAX_CLASS, Call, Kind, Refused, Request, kind_of
 from saga.gateway.conversations import Digest, Prompt, ends_with_tool, seed_of
-from saga.gateway.settings import IdentitySettings
-from saga.gateway.tenants import DEFAULT_TENANT, Tenant, Tenants
+from saga.gateway.settings import DEFAULT_TENANT, IdentitySettings, Tenant
+from saga.gateway.tenants import Tenants
 from saga.wire import Named, Resolver
 
 _STATELESS: Final = frozenset({Kind.CHAT, Kind.COMPLETIONS, Kind.EMBEDDINGS, Kind.MESSAGES})

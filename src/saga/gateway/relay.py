@@ -171,17 +171,21 @@ class Exchange:
         relay.counts.num_calls += 1
         try:
             call = self._call = relay.identity.identify(self._message.request, relay.loop.time())
-            admission = relay.scheduling.admit(call)
-            waits_for = admission.send(None)
-        except StopIteration as admitted:
-            self._go(admitted.value)
+            ticket = relay.scheduling.admit_at_once(call)
+            if ticket is None:
+                admission = relay.scheduling.admit(call)
+                waits_for = admission.send(None)
+                self._work(self._run_admitted(resumed(admission, waits_for)))
+                return
         except Refused as refused:
             self._refuse(refused)
+        except StopIteration as admitted:
+            self._go(admitted.value)
         except Exception:
             log.exception("a call could not be identified or admitted")
             self._fail()
         else:
-            self._work(self._run_admitted(resumed(admission, waits_for)))
+            self._go(ticket)
 
     def start_here(self, cold: Cold) -> None:
         """Answer from a handler of the gateway."""

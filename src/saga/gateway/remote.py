@@ -153,6 +153,10 @@ class Remote:
 
     # ------------------------------------------------------------------ contracts.Scheduling
 
+    def admit_at_once(self, call: Call) -> Ticket | None:
+        """None: a ticket comes from elsewhere."""
+        return None
+
     async def admit(self, call: Call) -> Ticket:
         """Wait for session and worker; raises Refused (401, 404, 413, 429, 503)."""
         reading = self._readings.pop(call.step)

@@ -26,6 +26,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter
 from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
@@ -48,7 +49,7 @@ _PER_CLASS: Final = 2**33
 _UNREACHABLE: Final = "no connection to"  # how `upstream.Unreachable` begins where nobody listens
 _MAX_RETRY_AFTER_S: Final = 60.0
 
-Gone: TypeAlias = Callable[[Call, Answer | None, str], None]
+Gone: TypeAlias = Callable[[Call, Answer, float, str], None]
 
 
 class Meter(Protocol):
@@ -167,7 +168,7 @@ class GatewayScheduling:
     """`contracts.Scheduling` over `saga.scheduler`, and the watcher of `Workers`. Use it on one event loop.
 
     weights: of tenants, in fairness. gone: told once of each call that came, when it needs nothing more: with its
-    answer and the worker's name if it got one, else None and "".
+    answer (one that is not complete where it got none), the time, and the worker's name or "".
     """
 
     def __init__(
@@ -236,35 +237,60 @@ class GatewayScheduling:
 
     # ------------------------------------------------------------------ contracts.Scheduling
 
-    async def admit(self, call: Call) -> Ticket:
-        """Wait for a worker; raises Refused (404, 429, 503)."""
+    def admit_at_once(self, call: Call) -> Ticket | None:
+        """The ticket where there is a worker now; raises Refused (404, 429, 503)."""
         try:
-            return await self._admit(call)
+            return self._arrive(call)
         except BaseException:
-            self._gone(call, None, "")
+            self._say_gone(call, None, "")
             raise
 
-    async def _admit(self, call: Call) -> Ticket:
+    async def admit(self, call: Call) -> Ticket:
+        """Wait for a worker; raises Refused (404, 429, 503)."""
+        step = self._steps.get(call.step)
+        if step is None:
+            ticket = self.admit_at_once(call)
+            if ticket is not None:
+                return ticket
+            step = self._steps[call.step]
+        try:
+            await self._have_seat(step, call)
+            return self._ticket(step, call)
+        except BaseException:
+            self._say_gone(call, None, "")
+            raise
+
+    def _arrive(self, call: Call) -> Ticket | None:
+        """Make it a step, unless it is none, or the retry of a live one; None where that has no worker yet."""
         if self._draining:
             raise self._refusal(call, "draining", 503, "the gateway is shutting down", 1.0)
         if call.kind in _LOOSE:
             return self._loose_ticket(call, self._least_busy(call), 1, self._now_s())
         if call.pinned:
             self._check_pinned(call)
-        live = self._steps.get(call.retry_of) if call.retry_of else None
-        if live is not None:
-            return await self._join(live, call)
+        step = self._steps.get(call.retry_of) if call.retry_of else None
+        if step is None:
+            step = self._begin(call)
+        else:
+            step.num_calls += 1
+            self._steps[call.step] = step
+        return self._ticket(step, call) if step.order is not None and step.moving is None else None
+
+    def _begin(self, call: Call) -> _Step:
         at_s = self._now_s()
         pool = self.pools.choose(call.model, call.session)
         if pool is None:
             raise self._nobody_serves(call)
         step = self._steps[call.step] = _Step(call, pool, at_s)
         self._tell(pool, self._arrival(call, pool, at_s))
+        return step
+
+    async def _have_seat(self, step: _Step, call: Call) -> None:
+        """Until the step has a worker, and its prefix has moved there."""
         if step.order is None:
             await self._wait(step, call)
         if step.moving is not None:
             await self._wait_for_move(step, call)
-        return self._ticket(step, call)
 
     def first_byte(self, ticket: Ticket) -> None:
         """The answer began."""
@@ -314,10 +340,10 @@ class GatewayScheduling:
         except Refused:
             another = None
         except BaseException:
-            self._gone(call, None, "")
+            self._say_gone(call, None, "")
             raise
         if again and another is None:
-            self._gone(call, None, "")
+            self._say_gone(call, None, "")
         return another
 
     def cancelled(self, ticket: Ticket) -> None:
@@ -361,6 +387,9 @@ class GatewayScheduling:
             model.restore(data["model"])
         self.pools.remember([(str(session), str(worker), int(tokens)) for session, worker, tokens in data["homes"]])
 
+    def _say_gone(self, call: Call, answer: Answer | None, worker: str) -> None:
+        self._gone(call, Answer() if answer is None else answer, self._now_s(), worker)
+
     def _end_session(self, pool: Pool, session: str) -> None:
         """Unless another step of it is under way."""
         known = pool.scheduler.sessions.get(session)
@@ -373,6 +402,7 @@ class GatewayScheduling:
         """An estimate must not refuse a call: the prompt counts as what the largest worker can just hold, at most."""
         largest_tokens = pool.largest_kv_tokens or call.prompt_tokens + 1
         prompt_tokens = max(1, min(call.prompt_tokens, largest_tokens - 1))
+        home, home_tokens = self.pools.home_of(call.session, pool)
         return ev.StepArrived(
             at_s,
             call.step,
@@ -388,18 +418,9 @@ class GatewayScheduling:
             call.gap_kind,
             call.deadline_s,
             call.hints,
-            *self.pools.home_of(call.session, pool),
+            home,
+            home_tokens,
         )
-
-    async def _join(self, step: _Step, call: Call) -> Ticket:
-        """A client's retry of a live step."""
-        step.num_calls += 1
-        self._steps[call.step] = step
-        if step.seat is None:
-            await self._wait(step, call)
-        if step.moving is not None:
-            await self._wait_for_move(step, call)
-        return self._ticket(step, call)
 
     async def _wait_for_move(self, step: _Step, call: Call) -> None:
         """Until the worker that the session leaves has answered, `max_move_s` at most: then the step goes anyway."""
@@ -547,7 +568,7 @@ class GatewayScheduling:
             self._steps.pop(call.step, None)
         self._meter.ended(sent.worker.name, call.tenant, call.kind, outcome, answer)
         if outcome != "retried":
-            self._gone(call, answer, sent.worker.name)
+            self._say_gone(call, answer, sent.worker.name)
         return sent
 
     async def _after_failure(self, sent: _Sent, ticket: Ticket, why: str, *, again: bool) -> Ticket | None:
@@ -572,10 +593,7 @@ class GatewayScheduling:
         step.unseat()
         self._tell(step.pool, ev.StepFailed(at_s, step.call.step, seat.name, why, retry=True))
         self._leave_seat(seat)
-        if step.order is None:
-            await self._wait(step, call)
-        if step.moving is not None:
-            await self._wait_for_move(step, call)
+        await self._have_seat(step, call)
         step.attempt = ticket.attempt + 1
         return self._ticket(step, call, avoid=sent.worker)
 
@@ -717,7 +735,7 @@ class GatewayScheduling:
         scheduler = pool.scheduler
         if event.at_s < scheduler.now_s:
             event = _at(event, scheduler.now_s)
-        began = time.perf_counter()
+        began = perf_counter()
         try:
             commands = scheduler.handle(event)
         except ProtocolError as error:
@@ -726,7 +744,7 @@ class GatewayScheduling:
                 self._steps.pop(event.step, None)
                 raise Refused(500, "the call could not be scheduled", kind="server_error") from error
             return
-        self._meter.decided(time.perf_counter() - began)
+        self._meter.decided(perf_counter() - began)
         for command in commands:
             self._carry_out(pool, command)
         self._num_events += 1
@@ -833,7 +851,7 @@ class GatewayScheduling:
         self._housekeeping = self._loop.call_later(self.settings.housekeeping_s, self._housekeep)
 
 
-def _nobody_asks(_call: Call, _answer: Answer | None, _worker: str) -> None:
+def _nobody_asks(_call: Call, _answer: Answer, _at_s: float, _worker: str) -> None:
     """Nobody wants to know when a call is gone."""
 
 

@@ -34,7 +34,7 @@ from saga.errors import PeerError, UsageError
 from saga.gateway.admin import Admin
 from saga.gateway.answers import watch_answer
 from saga.gateway.config import GatewayConfig, load_config
-from saga.gateway.contracts import Answer, Call, Refused, Request
+from saga.gateway.contracts import Refused, Request
 from saga.gateway.coordinator import Coordinator
 from saga.gateway.frames import Drain, FromCoordinator, TenantsAre, Trust, Welcome
 from saga.gateway.front import Front
@@ -50,7 +50,8 @@ from saga.gateway.settings import IdentitySettings
 from saga.gateway.store import Store
 from saga.gateway.tenants import Tenants
 from saga.gateway.tracing import plane
-from saga.gateway.workers import Worker, WorkerConfig, Workers
+from saga.gateway.worker_config import WorkerConfig
+from saga.gateway.workers import Worker, Workers
 
 if TYPE_CHECKING:
     from saga.gateway.engine_port import EnginePort
@@ -85,7 +86,7 @@ class Gateway:
             meter=self.metrics,
             weights={tenant.name: tenant.weight for tenant in self.tenants.all()},
             journal=Journal(time.time),
-            gone=self._gone,
+            gone=self.identity.answered,
         )
         self.metrics.watch(self.scheduling)
         self._tls = _trust(config.workers)
@@ -277,10 +278,6 @@ class Gateway:
         self.admin_url = _url(host, port)
 
     # ------------------------------------------------------------------ joints
-
-    def _gone(self, call: Call, answer: Answer | None, worker: str) -> None:
-        """A call needs nothing more: identity counts on being told once, whatever became of it."""
-        self.identity.answered(call, answer or Answer(), asyncio.get_running_loop().time(), worker)
 
     def _context(self, worker: Worker) -> ssl.SSLContext | bool:
         return self._tls if worker.config.verify_tls else False

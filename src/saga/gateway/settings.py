@@ -1,4 +1,4 @@
-"""What identity and scheduling are told once: from saga.toml, or from the coordinator to its fronts.
+"""What identity and scheduling are told: from saga.toml and the tenants' file, or from the coordinator to its fronts.
 
 A file of its own because msgspec makes these objects, which it cannot of compiled classes (`native/build.py`). It
 refuses to know where they come from.
@@ -7,6 +7,7 @@ refuses to know where they come from.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from saga.fairness.preemption import NoPreemption
 from saga.presets import preset
@@ -61,3 +62,22 @@ class SchedulingSettings:
     def caps(self) -> Caps:
         """Bounds on what a scheduler remembers."""
         return Caps(max_sessions=self.max_sessions, idle_s=self.session_idle_s, max_waiting=self.max_queue + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One tenant. Limits of None are no limits; keys are SHA-256 digests; cache_salt keeps its caches apart.
+
+    may_go_first: its calls may ask for a priority that puts them before those of others at an engine.
+    """
+
+    name: str
+    keys: tuple[bytes, ...] = ()
+    weight: float = 1.0
+    max_calls_in_flight: int | None = None
+    max_tokens_per_min: int | None = None
+    cache_salt: bool = False
+    may_go_first: bool = False
+
+
+DEFAULT_TENANT: Final = Tenant("default")

@@ -149,18 +149,29 @@ class Spans:
 
     # ------------------------------------------------------------------ contracts.Scheduling
 
+    def admit_at_once(self, call: Call) -> Ticket | None:
+        """What the other says; raises what it raises."""
+        try:
+            ticket = self._scheduling.admit_at_once(call)
+        except BaseException as error:
+            self._not_sent(call, error)
+            raise
+        if ticket is not None:
+            self._sent(ticket)
+        return ticket
+
     async def admit(self, call: Call) -> Ticket:
         """Wait at the gate; raises what the other raises."""
         try:
             ticket = await self._scheduling.admit(call)
-        except Refused as refused:
-            self._finish(call, refused.code or str(refused.status))
-            raise
         except BaseException as error:
-            self._finish(call, _name_of(error))
+            self._not_sent(call, error)
             raise
         self._sent(ticket)
         return ticket
+
+    def _not_sent(self, call: Call, error: BaseException) -> None:
+        self._finish(call, (error.code or str(error.status)) if isinstance(error, Refused) else _name_of(error))
 
     def first_byte(self, ticket: Ticket) -> None:
         """The answer began."""

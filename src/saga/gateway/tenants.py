@@ -22,36 +22,17 @@ import hmac
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from saga.errors import UsageError
 from saga.gateway.contracts import Refused
+from saga.gateway.settings import DEFAULT_TENANT, Tenant
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _FLAGS: Final = ("cache_salt", "may_go_first")
 _FIELDS: Final = ("name", "key_sha256", "weight", "max_calls_in_flight", "max_tokens_per_min", *_FLAGS)
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """One tenant. Limits of None are no limits; keys are SHA-256 digests; cache_salt keeps its caches apart.
-
-    may_go_first: its calls may ask for a priority that puts them before those of others at an engine.
-    """
-
-    name: str
-    keys: tuple[bytes, ...] = ()
-    weight: float = 1.0
-    max_calls_in_flight: int | None = None
-    max_tokens_per_min: int | None = None
-    cache_salt: bool = False
-    may_go_first: bool = False
-
-
-DEFAULT_TENANT: Final = Tenant("default")
 
 
 class _Use:
