@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import ssl
+from unittest.mock import Mock
 
 import pytest
 import trustme
@@ -31,8 +32,8 @@ class Sink:
         self.timed_out = False
         self.over = asyncio.Event()
 
-    def on_head(self, status, reason, headers, framing) -> None:
-        self.status, self.headers, self.framing = status, headers, framing
+    def on_head(self, head) -> None:
+        self.status, self.headers, self.framing, self.memo = head.status, head.headers, head.framing, head.memo
 
     def on_body(self, data) -> None:
         self.body += data
@@ -153,6 +154,80 @@ def test_a_second_answer_nobody_asked_for_poisons_the_connection() -> None:
     assert (sink.body, sink.why, idle) == (b"ok", "", 0)
     sink, idle = one(OK + b"garbage")
     assert (sink.body, sink.why, idle) == (b"ok", "", 0)
+
+
+def heard(first: bytes | None, pieces: tuple[bytes, ...]) -> tuple[object, ...]:
+    """What a connection makes of an answer that comes in these pieces, after another answer or as its first."""
+
+    async def work() -> tuple[object, ...]:
+        pool = ConnectionPool()
+        connection = WorkerConnection(pool, ("h", 1, False, True))
+        connection.connection_made(Mock())
+        if first is not None:
+            connection.send(before := Sink(), GET, b"")
+            connection.data_received(first)
+            assert before.body == b"ok"
+        num_idle = pool.num_idle
+        connection.send(sink := Sink(), GET, b"")
+        for piece in pieces:
+            connection.data_received(piece)
+        return (
+            sink.status,
+            sink.headers,
+            sink.body,
+            sink.framing,
+            sink.why,
+            sink.over.is_set(),
+            pool.num_idle - num_idle,
+        )
+
+    return asyncio.run(work())
+
+
+USUAL = b"HTTP/1.1 200 OK\r\nServer: w\r\nContent-Length: %b\r\nContent-Type: text/plain\r\n\r\n%b"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (USUAL % (b"4", b"more"),),
+        (USUAL % (b"004", b"more"),),
+        (USUAL % (b"0", b""),),
+        (USUAL % (b"4", b"mo"), b"re"),
+        (USUAL % (b"4", b""), b"more"),
+        ((USUAL % (b"4", b"more"))[:40], (USUAL % (b"4", b"more"))[40:]),
+        (USUAL % (b"2", b"more"),),
+        (USUAL % (b"4x", b"more"),),
+        (USUAL % (b"9" * 5_000, b"more"),),
+        ((USUAL % (b"4", b"more")).replace(b"text/plain", b"text/html"),),
+        ((USUAL % (b"4", b"more")).replace(b"200 OK", b"503 Busy"),),
+        ((USUAL % (b"4", b"more")).replace(b"Server: w", b"Connection: close"),),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + USUAL % (b"4", b"more"),),
+        (CHUNKED,),
+    ],
+)
+def test_an_answer_is_the_same_after_one_with_the_same_head(pieces) -> None:
+    """A head that repeats the last one is not parsed again, and nobody can tell it from a connection's first answer."""
+    assert heard(USUAL % (b"2", b"ok"), pieces) == heard(None, pieces)
+
+
+def test_heads_that_differ_in_their_length_share_a_memo() -> None:
+    """Whoever derives something from a head does so once; another head has a memo of its own."""
+
+    async def work() -> list[object]:
+        pool = ConnectionPool()
+        connection = WorkerConnection(pool, ("h", 1, False, True))
+        connection.connection_made(Mock())
+        memos = []
+        for answer in (USUAL % (b"2", b"ok"), USUAL % (b"4", b"more"), OK):
+            connection.send(sink := Sink(), GET, b"")
+            connection.data_received(answer)
+            memos.append(sink.memo)
+        return memos
+
+    first, second, other = asyncio.run(work())
+    assert first is second
+    assert other is not first
 
 
 def test_connections_are_reused_and_told_apart() -> None:

@@ -394,5 +394,7 @@ class TokenEstimator:
 
 def watch_answer(call: Call, status: int, headers: list[tuple[bytes, bytes]]) -> AnswerWatcher:
     """A watcher for the answer to a call; header names are lower-case."""
-    content_type = next((value for name, value in headers if name == b"content-type"), b"")
-    return watch(call.kind, stream=content_type.strip().lower().startswith(b"text/event-stream"), status=status)
+    for name, value in headers:
+        if name == b"content-type":
+            return watch(call.kind, stream=value.strip().lower().startswith(b"text/event-stream"), status=status)
+    return watch(call.kind, stream=False, status=status)

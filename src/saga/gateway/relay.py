@@ -36,7 +36,7 @@ from saga.gateway.rewriting import (
     with_fields,
 )
 from saga.gateway.sse import EventStream, broken_event
-from saga.gateway.upstream import ConnectionPool, Framing, Unreachable, WorkerConnection
+from saga.gateway.upstream import AnswerHead, ConnectionPool, Framing, Unreachable, WorkerConnection
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,21 @@ class _Lost:
     reason: bytes = b""
     headers: Headers | None = None
     body: bytes = b""
+
+
+class _Passed:
+    """What of a worker's head reaches the client, and what it says of the body. Made once for heads that are the same.
+
+    lines: all but the notes and what ends the head. is_readable: without a content-coding. is_stream: of events.
+    """
+
+    __slots__ = ("is_readable", "is_stream", "lines")
+
+    def __init__(self, head: AnswerHead) -> None:
+        fields = dict(head.headers)
+        self.is_readable = fields.get(b"content-encoding", b"identity").lower() == b"identity"
+        self.is_stream = fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        self.lines = b"".join((status_line(head.status, head.reason), *field_lines(answer_fields(head.headers))))
 
 
 @dataclass(slots=True)
@@ -381,24 +396,26 @@ class Exchange:
 
     # AnswerSink: what the worker's connection calls
 
-    def on_head(self, status: int, reason: bytes, headers: Headers, framing: Framing) -> None:
+    def on_head(self, head: AnswerHead) -> None:
         """Keep the client's head ready; a worker that cannot serve is kept from the client."""
+        status = head.status
         if status in _LOST_STATUS:
-            self._held = _Lost(f"the worker answered {status}", status=status, reason=reason, headers=headers)
+            why = f"the worker answered {status}"
+            self._held = _Lost(why, status=status, reason=head.reason, headers=head.headers)
             return
         ticket = self._ticket
         assert ticket is not None
         call = ticket.call
-        fields = dict(headers)
-        if fields.get(b"content-encoding", b"identity").lower() == b"identity":
-            self._watcher = self._relay.watch(call, status, headers)
-            if fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+        passed: _Passed | None = head.memo.get("passed")
+        if passed is None:
+            passed = head.memo["passed"] = _Passed(head)
+        if passed.is_readable:
+            self._watcher = self._relay.watch(call, status, head.headers)
+            if passed.is_stream:
                 hide = not call.wants_usage and call.stream and call.kind in _HAVE_USAGE_CHUNKS
                 self._events = EventStream(hide_usage=hide)
-        ends = self._frame(status, framing, fields.get(b"content-length"))
-        self._answer_head = b"".join(
-            (status_line(status, reason), *field_lines(answer_fields(headers)), notes(ticket), ends)
-        )
+        ends = self._frame(status, head.framing, head.header(b"content-length"))
+        self._answer_head = b"".join((passed.lines, notes(ticket), ends))
 
     def _frame(self, status: int, framing: Framing, length: bytes | None) -> bytes:
         """Decide how the client sees the answer's end; the head's last lines. The worker's length where it holds."""

@@ -1,7 +1,8 @@
 """Connections to workers: pooled, bounded, each carrying one exchange at a time.
 
 A connection hands the answer's parts to whoever sent the request (`AnswerSink`), in the worker's bytes, one call per
-part and per read of the socket. Connections that are idle too long, too old, broken, or that say something nobody
+part and per read of the socket. An answer that comes whole, under the head of the one before it but for the digits of
+its length, is not parsed again. Connections that are idle too long, too old, broken, or that say something nobody
 asked for are closed. This module refuses to know clients, retries and the scheduler; it knows where a worker is and
 nothing of what it serves.
 """
@@ -9,12 +10,12 @@ nothing of what it serves.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import httptools
 
@@ -27,6 +28,8 @@ Key: TypeAlias = tuple[str, int, bool, bool]
 """(host, port, tls, verify_tls): connections of equal keys are interchangeable."""
 
 NEVER: Final = float("inf")
+
+_LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length:[\t ]*(\d{1,18})(?=\r\n)", re.IGNORECASE)
 
 
 class Unreachable(PeerError):
@@ -42,11 +45,48 @@ class Framing(Enum):
     CLOSE = "close"
 
 
+class AnswerHead:
+    """The final head of an answer; names in lower case.
+
+    memo: shared by heads that differ in their length only, for whoever derives something from a head.
+    """
+
+    __slots__ = ("framing", "headers", "memo", "reason", "status")
+
+    def __init__(self, status: int, reason: bytes, headers: Headers, framing: Framing, memo: dict[str, Any]) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.framing = framing
+        self.memo = memo
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first field of that (lower-case) name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+
+class _Template:
+    """A head that was parsed, without the digits of its length: workers repeat their heads but for those."""
+
+    __slots__ = ("after", "before", "fields_after", "fields_before", "head")
+
+    def __init__(self, before: bytes, after: bytes, head: AnswerHead) -> None:
+        self.before = before
+        self.after = after
+        self.head = head
+        at = next(i for i, (name, _) in enumerate(head.headers) if name == b"content-length")
+        self.fields_before = head.headers[:at]
+        self.fields_after = head.headers[at + 1 :]
+
+
 class AnswerSink(Protocol):
     """Whoever awaits an answer. Exactly one of `on_end` and `on_lost` comes, last."""
 
-    def on_head(self, status: int, reason: bytes, headers: Headers, framing: Framing) -> None:
-        """The final head; names in lower case."""
+    def on_head(self, head: AnswerHead) -> None:
+        """The final head."""
         ...
 
     def on_body(self, data: bytes) -> None:
@@ -71,6 +111,7 @@ class WorkerConnection(asyncio.Protocol):
         "_clock",
         "_complete",
         "_framing",
+        "_head",
         "_head_only",
         "_headers",
         "_in_body",
@@ -82,6 +123,7 @@ class WorkerConnection(asyncio.Protocol):
         "_reason",
         "_sink",
         "_status",
+        "_template",
         "born_s",
         "deadline_s",
         "key",
@@ -102,6 +144,8 @@ class WorkerConnection(asyncio.Protocol):
         self._poisoned = False
         self._keep_alive = True
         self._head_only = False
+        self._head: AnswerHead | None = None
+        self._template: _Template | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -128,11 +172,13 @@ class WorkerConnection(asyncio.Protocol):
         self._head_only = head_only
         self.num_exchanges += 1
         self.deadline_s = self._clock() + self._pool.limits.answer_timeout_s
-        with contextlib.suppress(RuntimeError):
+        try:
             if len(body) < 16_384:
                 self.transport.write(head + body)
             else:
                 self.transport.writelines((head, body))
+        except RuntimeError:
+            pass
 
     def abort(self) -> None:
         """The answer is no longer wanted: nothing more reaches the sink, the connection is closed."""
@@ -166,6 +212,9 @@ class WorkerConnection(asyncio.Protocol):
             self.transport.abort()
             return
         head_was_done = self._in_body
+        is_first = not (head_was_done or self._num_head_bytes or self._head_only)
+        if is_first and self._template is not None and self._repeat(sink, data, self._template):
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -181,17 +230,51 @@ class WorkerConnection(asyncio.Protocol):
             return
         self._hand_on(sink, head_was_done)
         if self._complete:
+            if is_first:
+                self._remember(data)
             self._end(sink)
         elif self.deadline_s is not NEVER:
             self.deadline_s = self._clock() + self._pool.limits.silence_timeout_s
 
     def _hand_on(self, sink: AnswerSink, head_was_done: bool) -> None:  # noqa: FBT001
         if self._in_body and not head_was_done:
-            sink.on_head(self._status, self._reason, self._headers, self._framing)
+            self._head = AnswerHead(self._status, self._reason, self._headers, self._framing, {})
+            sink.on_head(self._head)
         body = self._body
         if body and self._sink is sink:
             self._body = []
             sink.on_body(body[0] if len(body) == 1 else b"".join(body))
+
+    def _repeat(self, sink: AnswerSink, data: bytes, template: _Template) -> bool:
+        """Hand on an answer that is whole and has the last one's head; whether it was one."""
+        if not data.startswith(template.before):
+            return False
+        start = len(template.before)
+        stop = data.find(b"\r\n", start)
+        digits = data[start:stop]
+        at = stop + len(template.after)
+        if not data.startswith(template.after, stop) or not digits.isdigit() or len(digits) > 18:
+            return False
+        if len(data) - at != int(digits):
+            return False
+        head = template.head
+        headers = [*template.fields_before, (b"content-length", digits), *template.fields_after]
+        sink.on_head(AnswerHead(head.status, head.reason, headers, head.framing, head.memo))
+        if at < len(data) and self._sink is sink:
+            sink.on_body(data[at:])
+        self._end(sink)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """The head of an answer that came whole, for the next one; none where it cannot be told from its bytes."""
+        self._template = None
+        head, end = self._head, data.find(b"\r\n\r\n")
+        if head is None or head.framing is not Framing.LENGTH or not self._keep_alive or self._poisoned:
+            return
+        matched = _LENGTH_LINE.search(data, 0, end + 2)
+        if matched is None or len(data) - end - 4 != int(matched[1]):  # there was an informational answer before it
+            return
+        self._template = _Template(data[: matched.start(1)], data[matched.end(1) : end + 4], head)
 
     def _end(self, sink: AnswerSink) -> None:
         """The answer is whole; the connection goes back before the sink knows, so that it can be taken at once."""
