@@ -106,14 +106,32 @@ def all_ways(timeline: Timeline, *, pinned: bool) -> Iterator[tuple[Visit, froze
             seen |= blocks_of(visit, visit.full_blocks)
 
 
-def answers_again(timeline: Timeline) -> bool:
-    """Whether some call leaves a block that it did not ask for and that was there before."""
+def answers_below_a_stay(timeline: Timeline) -> bool:
+    """Whether some call leaves a block that it did not ask for, and behind it lies one that stays past that call.
+
+    Both were there before; the one behind it, which the call does not leave, is asked for before it is answered again.
+    """
+    starts = list(timeline.starts())
+    parents = parents_of(timeline)
     seen: frozenset[Block] = frozenset()
-    for visit in timeline.starts():
+    for place, visit in enumerate(starts):
         left = blocks_of(visit, visit.full_blocks)
-        if (left - blocks_of(visit, visit.prompt_blocks)) & seen:
-            return True
+        again = (left - blocks_of(visit, visit.prompt_blocks)) & seen
+        for block in (seen - left) if again else ():
+            above = parents[block]
+            while above is not None and above not in again:
+                above = parents[above]
+            if above is not None and _is_asked_for_next(block, starts[place + 1 :]):
+                return True
         seen |= left
+    return False
+
+
+def _is_asked_for_next(block: Block, starts: Sequence[Visit]) -> bool:
+    """Whether the first of these calls that leaves the block has it in its prompt."""
+    for visit in starts:
+        if block in blocks_of(visit, visit.full_blocks):
+            return block in blocks_of(visit, visit.prompt_blocks)
     return False
 
 
