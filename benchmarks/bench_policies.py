@@ -49,6 +49,7 @@ FIELD = (
     "vllm_kvflow",
     "continuum",
     "thunderagent",
+    "saga_paper",
     "vllm_apc_dram",
     "saga",
     "infinite_kv",

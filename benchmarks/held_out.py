@@ -5,7 +5,7 @@
 
 A world is a kind of agent with everything drawn by its number: calls per task, first prompt, what tools append, answer
 lengths, whether it cuts its history, and the distribution of its gaps (log-normal, gamma, Weibull, or quick ones mixed
-with slow ones under one tool name) with a mean of 0.3 to 60 s and a coefficient of variation of 0.5 to 4. No constant
+with slow ones under one tool name) with a mean of 0.3 to 60 s and a coefficient of variation of 0.5 to 3. No constant
 of any policy was chosen on them. The last lines give geometric means and the worst world. All figures are simulated.
 """
 
