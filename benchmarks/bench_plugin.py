@@ -6,8 +6,8 @@ vLLM's own scheduler, alone, with a runner that samples one fixed token: 64 call
 sessions whose contexts need twice the blocks there are, so that nearly every call finds part of its context and evicts
 somebody else's. Requests are made before the clock starts, which counts CPU time of the thread in the scheduler. Stock,
 stock again and the plug-in take turns of five steps each in one process; the ratio is to stock in the same repeat.
-Aim: 0.93. Measured with vLLM 0.32.0 on two cores at a load average of 1.4 to 2.2: 0.924 (0.916-0.926) first come, first
-served, 0.915 (0.864-0.933) by priority; stock against itself 1.015 and 1.020. On a busier machine it is less.
+Aim: 0.93. Measured with vLLM 0.32.0 on two cores at a load average of 1 to 2: 0.908 (0.866-0.914) first come, first
+served, 0.893 (0.885-0.938) by priority; stock against itself 1.017 and 1.011. On a busier machine it is less.
 """
 
 from __future__ import annotations
